@@ -1,0 +1,1 @@
+"""Engines: what computes. Each one implements `backends.base.Engine`."""

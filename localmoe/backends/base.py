@@ -1,0 +1,177 @@
+"""The Engine protocol: all that chat, server, sampling and benchmarks know of an engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Protocol, Self, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+Logits = Literal["last", "all", "none"]
+FloatArray = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Counters that only grow; subtract two snapshots to judge what lies between them."""
+
+    tokens: int = 0
+    """Tokens decoded, prefill included."""
+    hits: int = 0
+    """Expert requests found in a slot (one per layer, distinct expert and decode step)."""
+    misses: int = 0
+    """Expert requests that had to be read."""
+    read_bytes: int = 0
+    """Bytes of experts read from the device on demand."""
+    stall_seconds: float = 0.0
+    """Time in which the engine waited for expert bytes; part of `decode_seconds`."""
+    decode_seconds: float = 0.0
+    """Wall time inside `decode`."""
+
+    def __sub__(self, other: Stats) -> Stats:
+        return Stats(*(getattr(self, f.name) - getattr(other, f.name) for f in fields(self)))
+
+    @property
+    def hit_rate(self) -> float:
+        """Hits over requests; 1.0 when nothing was requested."""
+        requests = self.hits + self.misses
+        return self.hits / requests if requests else 1.0
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Where the budget goes, decided before anything is allocated. Bytes."""
+
+    budget_bytes: int
+    base_bytes: int
+    """The interpreter, its libraries and a margin."""
+    resident_bytes: int
+    kv_bytes: int
+    compute_bytes: int
+    slot_bytes: int
+    slots: int
+    """Experts that the slots hold; equals `experts` when everything fits."""
+    experts: int
+    """Routed experts of all layers."""
+    context_tokens: int
+    prefill_chunk_tokens: int
+
+    @property
+    def streams(self) -> bool:
+        """Whether experts are read on demand: False when all of them fit."""
+        return self.slots < self.experts
+
+
+class Tokenizer(Protocol):
+    """Text to token ids and back."""
+
+    @property
+    def n_vocab(self) -> int:
+        """Number of tokens."""
+        ...
+
+    @property
+    def bos(self) -> int | None:
+        """The token that starts a text, if the model has one."""
+        ...
+
+    @property
+    def eos(self) -> int | None:
+        """The token that ends a text, if the model has one."""
+        ...
+
+    @property
+    def add_bos(self) -> bool:
+        """Whether plain text (not a rendered chat) should start with `bos`."""
+        ...
+
+    def encode(self, text: str, *, special: bool = True) -> list[int]:
+        """Return token ids, no bos added. `special`: markup such as <|im_end|> becomes one token."""
+        ...
+
+    def token_bytes(self, token: int, *, special: bool = False) -> bytes:
+        """Return a token's bytes, which may be part of a UTF-8 character.
+
+        Control tokens give b"" unless `special`.
+        """
+        ...
+
+    def is_end(self, token: int) -> bool:
+        """Whether generation ends with this token (eos, end of turn, ...)."""
+        ...
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """One model, one stream of tokens. Not thread safe. A context manager that closes itself."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer."""
+        ...
+
+    @property
+    def plan(self) -> MemoryPlan:
+        """How the memory budget was split."""
+        ...
+
+    @property
+    def load_seconds(self) -> float:
+        """Wall time from the call of `load` until the engine was ready."""
+        ...
+
+    @property
+    def chat_template(self) -> str | None:
+        """The checkpoint's own Jinja template."""
+        ...
+
+    @property
+    def generation_defaults(self) -> dict[str, float]:
+        """Sampling values the checkpoint asks for: temperature, top_k, top_p, min_p (if present)."""
+        ...
+
+    @property
+    def position(self) -> int:
+        """Number of tokens in the context."""
+        ...
+
+    def decode(self, tokens: list[int], logits: Logits = "last") -> FloatArray:
+        """Append tokens and return logits, float32 [n, V]: n is 1, len(tokens) or 0.
+
+        The array belongs to the caller. On any error the position is what it was before, or 0 if
+        the architecture cannot rewind, and the engine stays usable. Raises ContextFullError,
+        ExpertReadError.
+        """
+        ...
+
+    def truncate(self, n: int) -> int:
+        """Keep the first n tokens; return the new position, smaller if it cannot rewind to n."""
+        ...
+
+    def save(self, path: Path) -> None:
+        """Write the state of the context, atomically."""
+        ...
+
+    def restore(self, path: Path) -> None:
+        """Read back what `save` wrote for the same model and settings."""
+        ...
+
+    def stats(self) -> Stats:
+        """Return a snapshot of the counters."""
+        ...
+
+    def close(self) -> None:
+        """Free everything. May be called twice."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...

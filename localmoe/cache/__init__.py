@@ -1,0 +1,1 @@
+"""What stays in memory. Knows no engine, no format and no model."""

@@ -1,0 +1,1 @@
+"""Templates, sampling and sessions: everything between text and an engine."""

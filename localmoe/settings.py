@@ -1,0 +1,47 @@
+"""How to run a model. Frozen: what a run does is decided by its inputs alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from localmoe.errors import SettingsError
+
+Progress = Callable[[str, int, int], None]
+"""Called with (stage, done, total) while something takes long; `total` may grow."""
+
+
+def available_threads() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Options of `localmoe.load`.
+
+    `memory_bytes` bounds the whole process (None: what is available to it, less a margin).
+    `context_tokens` is cut to what the model was trained for. `slots` fixes the number of expert
+    slots instead of deriving it from the budget; tests use it to force evictions.
+    """
+
+    memory_bytes: int | None = None
+    context_tokens: int = 4096
+    threads: int | None = None
+    read_workers: int = 4
+    prefill_chunk_tokens: int | None = None
+    slots: int | None = None
+    experts_used: int | None = None
+    """Overrides the checkpoint's number of active experts. Lossy: for experiments only."""
+
+    def __post_init__(self) -> None:
+        for name in ("memory_bytes", "threads", "prefill_chunk_tokens", "slots", "experts_used"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise SettingsError(f"{name} must be at least 1, not {value}")
+        for name in ("context_tokens", "read_workers"):
+            if getattr(self, name) < 1:
+                raise SettingsError(f"{name} must be at least 1, not {getattr(self, name)}")

@@ -1,0 +1,1 @@
+"""Headers only: which tensors are resident, and where each expert's bytes lie."""
