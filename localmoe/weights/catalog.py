@@ -78,7 +78,9 @@ class Catalog:
     layers: tuple[MoeLayer, ...]
     """MoE layers only, in order."""
     metadata: Mapping[str, object] = field(default_factory=dict)
-    """The checkpoint's own keys; large tokenizer arrays are left out."""
+    """The checkpoint's own keys; large tokenizer arrays are described, not held."""
+    unused: tuple[ResidentTensor, ...] = ()
+    """Tensors that no engine here loads: the extra layers that predict several tokens at once."""
 
     @property
     def resident_nbytes(self) -> int:
