@@ -1,0 +1,116 @@
+"""One file read past the page cache. Knows alignment, not what the bytes mean."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import mmap
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from localmoe.cache.memory import HostMemory, round_up
+from localmoe.errors import ExpertReadError, ModelNotFoundError
+
+_F_NOCACHE = 48  # macOS <sys/fcntl.h>
+_BLOCK_CANDIDATES = (512, 4096)
+Preadv = Callable[[int, Sequence[memoryview], int], int]
+
+
+class DirectFile:
+    """Positioned reads that leave the page cache alone.
+
+    `block` is the alignment in bytes that the file system wants for offset, length and address;
+    1 where it refuses O_DIRECT (tmpfs, some network file systems): there reads are buffered and
+    the pages dropped afterwards. Safe for use from several threads.
+    """
+
+    def __init__(self, path: str, preadv: Preadv = os.preadv) -> None:
+        self.path = path
+        self._preadv = preadv
+        try:
+            self._fd, self.block = _open_direct(path)
+        except OSError as error:
+            raise ModelNotFoundError(f"cannot open {path}: {error.strerror}") from error
+
+    @property
+    def direct(self) -> bool:
+        """Whether reads bypass the page cache."""
+        return self.block > 1
+
+    def room_nbytes(self, nbytes: int) -> int:
+        """Return how much room `read` may touch for a part of this length, slack included."""
+        return nbytes if not self.direct else round_up(nbytes, self.block) + self.block
+
+    def read(self, memory: HostMemory, start: int, offset: int, nbytes: int) -> None:
+        """Fill memory[start : start + nbytes] from the file at `offset`.
+
+        O_DIRECT reads the enclosing aligned range. Where `start` and `offset` agree modulo the
+        block, up to a block before and after is overwritten; else `start` must be aligned, and
+        up to `room_nbytes` from there is. Raises ExpertReadError.
+        """
+        lead = offset % self.block
+        if not self.direct:
+            self._fill(memory.view[start : start + nbytes], offset, nbytes)
+            self._drop_pages(offset, nbytes)
+            return
+        target = start - lead if start % self.block == lead else start
+        length = round_up(lead + nbytes, self.block)
+        self._fill(memory.view[target : target + length], offset - lead, lead + nbytes)
+        if target + lead != start:
+            address = memory.address + start
+            ctypes.memmove(address, address + lead, nbytes)  # releases the GIL
+
+    def close(self) -> None:
+        """Close the file. May be called twice."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def _fill(self, view: memoryview, offset: int, needed: int) -> None:
+        """Read at least `needed` bytes into `view`; the rest of it is slack."""
+        done = 0
+        while done < needed:
+            try:
+                got = self._preadv(self._fd, [view[done:]], offset + done)
+            except OSError as error:
+                raise ExpertReadError(self.path, offset, needed, error) from error
+            if got <= 0 or (done + got < needed and got < self.block):
+                raise ExpertReadError(self.path, offset, needed, None)
+            # After a short direct read the next one must start on a block again.
+            done += got if done + got >= needed else got - got % self.block
+
+    def _drop_pages(self, offset: int, nbytes: int) -> None:
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._fd, offset, nbytes, os.POSIX_FADV_DONTNEED)
+
+
+def _open_direct(path: str) -> tuple[int, int]:
+    """Return a descriptor and the block size; 1 means buffered."""
+    if sys.platform == "darwin":
+        import fcntl
+
+        fd = os.open(path, os.O_RDONLY)
+        fcntl.fcntl(fd, _F_NOCACHE, 1)
+        return fd, mmap.PAGESIZE
+    flag = getattr(os, "O_DIRECT", 0)
+    if flag:
+        with contextlib.suppress(OSError):  # refused at open: buffered below
+            fd = os.open(path, os.O_RDONLY | flag)
+            block = _smallest_block(fd)
+            if block:
+                return fd, block
+            os.close(fd)
+    return os.open(path, os.O_RDONLY), 1
+
+
+def _smallest_block(fd: int) -> int | None:
+    """Find the alignment that the device takes by trying; None if it takes no direct read."""
+    with mmap.mmap(-1, 2 * _BLOCK_CANDIDATES[-1]) as page, memoryview(page) as view:
+        for block in _BLOCK_CANDIDATES:
+            try:
+                os.preadv(fd, [view[block : 2 * block]], 0)
+            except OSError:
+                continue
+            return block
+    return None

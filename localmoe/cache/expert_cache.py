@@ -1,0 +1,290 @@
+"""Which experts are in memory: hits at once, misses on their way, nothing in use evicted."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from localmoe.cache.direct_file import DirectFile
+from localmoe.cache.policies import Lru, Policy
+from localmoe.cache.reader import Job, Load, Reader
+from localmoe.cache.slots import SlotPool
+from localmoe.errors import BudgetError
+from localmoe.weights.catalog import ExpertKey, MoeLayer
+
+
+@dataclass(frozen=True)
+class CacheStats:
+    """Counters that only grow. A request is one distinct expert of one `acquire`."""
+
+    hits: int = 0
+    misses: int = 0
+    read_bytes: int = 0
+    """Bytes of experts read on demand, without alignment slack."""
+    prefetched: int = 0
+    """Experts read ahead of demand."""
+
+
+class Lease:
+    """Experts of one layer, pinned until closed. `slots` maps expert to slot number."""
+
+    def __init__(self, cache: ExpertCache, layer: int, slots: dict[int, int]) -> None:
+        self.layer, self.slots = layer, slots
+        self._cache = cache
+        self.pending: list[Load] = []
+        """Loads of this lease that were not complete when it was made."""
+
+    def ready(self, part: int) -> bool:
+        """Return whether this part of every expert is in place."""
+        return all(load.ready(part) for load in self.pending)
+
+    def wait(self, part: int) -> None:
+        """Block until this part of every expert is in place. Raises ExpertReadError."""
+        for load in self.pending:
+            load.wait(part)
+
+    def close(self) -> None:
+        """Unpin. Waits for reads under way first; experts whose read failed are forgotten."""
+        self._cache._release(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class ExpertCache:
+    """Experts in slots, global over all layers of a size class.
+
+    Used by one thread; the reads run in others. `maxsize` and `currsize` count experts.
+    """
+
+    def __init__(
+        self,
+        layers: Iterable[MoeLayer],
+        pool: SlotPool,
+        files: Mapping[str, DirectFile],
+        *,
+        workers: int = 4,
+        policy: Callable[[], Policy[ExpertKey]] = Lru,
+    ) -> None:
+        self._layers = {layer.layer: layer for layer in layers}
+        self._pool = pool
+        block = max(file.block for file in files.values())
+        self._data_starts = {
+            number: tuple(pool.data_start(layer, part, block) for part in range(len(layer.parts)))
+            for number, layer in self._layers.items()
+        }
+        self._reader = Reader(files, pool.memory, workers)
+        self._slot_of: dict[ExpertKey, int] = {}
+        self._free = [list(range(count))[::-1] for count in pool.counts]
+        self._policies = [policy() for _ in pool.classes]
+        self._loading: dict[ExpertKey, Load] = {}
+        self._speculative: set[ExpertKey] = set()
+        self._pins: Counter[ExpertKey] = Counter()
+        self._last_use: dict[ExpertKey, int] = {}
+        self._clock = 0
+        self._hits = self._misses = self._read_bytes = self._prefetched = 0
+
+    @property
+    def maxsize(self) -> int:
+        """How many experts fit."""
+        return sum(self._pool.counts)
+
+    @property
+    def currsize(self) -> int:
+        """How many experts are in a slot or on their way."""
+        return len(self._slot_of)
+
+    def __contains__(self, key: ExpertKey) -> bool:
+        return key in self._slot_of
+
+    def data_start(self, layer: int, part: int) -> int:
+        """Return where in its slot a part's bytes begin."""
+        return self._data_starts[layer][part]
+
+    def stats(self) -> CacheStats:
+        """Return a snapshot of the counters."""
+        return CacheStats(self._hits, self._misses, self._read_bytes, self._prefetched)
+
+    def acquire(self, layer: int, ids: Iterable[int]) -> Lease:
+        """Pin these experts of a layer; start reads for those that are not in a slot.
+
+        Duplicates are allowed. Returns at once: wait for parts on the lease. Raises BudgetError
+        when the layer asks for more experts than there are slots that nobody holds.
+        """
+        self._clock += 1
+        class_index = self._pool.class_index(layer)
+        policy = self._policies[class_index]
+        keys = [ExpertKey(layer, expert) for expert in dict.fromkeys(ids)]
+        missing = [key for key in keys if not self._usable(key)]
+        lease = Lease(self, layer, {})
+        self._pin(keys, missing, class_index)
+        for key in keys:
+            self._last_use[key] = self._clock
+            slot = self._slot_of.get(key)
+            if slot is not None:
+                policy.touch(key)
+                lease.slots[key.expert] = slot
+                self._count_hit(key, lease)
+        fresh = [self._begin(key, class_index) for key in missing]
+        lease.slots.update((load.key.expert, load.slot) for load in fresh)
+        lease.pending.extend(fresh)
+        self._misses += len(fresh)
+        self._read_bytes += sum(load.nbytes for load in fresh)
+        self._reader.submit(self._jobs(fresh))
+        return lease
+
+    def prefetch(self, layer: int, ids: Iterable[int], *, protect: int = 0) -> int:
+        """Start to read experts that may be wanted soon; return how many reads were begun.
+
+        Advisory: takes a free slot, or that of an expert which no demand used in the last
+        `protect` calls of `acquire`. Does nothing while demand reads are queued.
+        """
+        class_index = self._pool.class_index(layer)
+        begun = []
+        for expert in dict.fromkeys(ids):
+            key = ExpertKey(layer, expert)
+            if key in self._slot_of or not self._reader.idle:
+                continue
+            if not self._free[class_index] and not self._has_stale_victim(class_index, protect):
+                break
+            load = self._begin(key, class_index)
+            self._last_use[key] = self._clock
+            self._speculative.add(key)
+            begun.append(load)
+        self._prefetched += len(begun)
+        self._reader.submit(self._jobs(begun), demand=False)
+        return len(begun)
+
+    def cancel_prefetches(self) -> int:
+        """Drop speculative reads that have not begun; return how many experts that were."""
+        dropped = 0
+        for key in list(self._speculative):
+            load = self._loading.get(key)
+            if load is None or self._complete(load):
+                self._speculative.discard(key)
+                continue
+            if self._reader.cancel(load):
+                self._forget(key)
+                dropped += 1
+        self._prefetched -= dropped
+        return dropped
+
+    def close(self) -> None:
+        """Stop the reads and their threads. The slots belong to whoever made them."""
+        self._reader.close()
+
+    def _count_hit(self, key: ExpertKey, lease: Lease) -> None:
+        """A hit may still be on its way: from a prefetch, or in another lease."""
+        self._hits += 1
+        load = self._loading.get(key)
+        if load is None:
+            return
+        if key in self._speculative:
+            self._speculative.discard(key)
+            self._reader.promote(load)
+        lease.pending.append(load)
+
+    def _usable(self, key: ExpertKey) -> bool:
+        """Return whether a key is in a slot or coming; a failed prefetch is forgotten here."""
+        load = self._loading.get(key)
+        if load is not None and load.error and key in self._speculative:
+            load.drain()
+            self._forget(key)
+        return key in self._slot_of
+
+    def _pin(self, keys: list[ExpertKey], missing: list[ExpertKey], class_index: int) -> None:
+        """Pin all keys, or none and raise BudgetError."""
+        self._pins.update(keys)
+        if not missing:
+            return
+        held = sum(1 for key in self._pins if key in self._slot_of and self._in(key, class_index))
+        count = self._pool.counts[class_index]
+        if held + len(missing) <= count:
+            return
+        for key in keys:
+            self._unpin(key)
+        raise BudgetError(
+            f"layer {keys[0].layer} asks for {len(keys)} experts in one step, and there are "
+            f"{count} slots for its size of experts. "
+            "Use a smaller prefill chunk or more memory."
+        )
+
+    def _in(self, key: ExpertKey, class_index: int) -> bool:
+        return self._pool.class_index(key.layer) == class_index
+
+    def _begin(self, key: ExpertKey, class_index: int) -> Load:
+        """Give a key a slot, evicting if need be, and make its load."""
+        policy = self._policies[class_index]
+        if not self._free[class_index]:
+            victim = policy.victim(self._pins)
+            if victim is None:
+                raise BudgetError("every slot is in use")
+            self._evict(victim)
+        slot = self._free[class_index].pop()
+        self._slot_of[key] = slot
+        policy.insert(key)
+        load = Load(key, slot, self._layers[key.layer].part_nbytes)
+        self._loading[key] = load
+        return load
+
+    def _evict(self, key: ExpertKey) -> None:
+        """Free a slot; a read into it must have ended."""
+        load = self._loading.get(key)
+        if load is not None and not self._reader.cancel(load):
+            self._reader.promote(load)
+            load.drain()
+        self._forget(key)
+
+    def _forget(self, key: ExpertKey) -> None:
+        class_index = self._pool.class_index(key.layer)
+        self._policies[class_index].remove(key)
+        self._free[class_index].append(self._slot_of.pop(key))
+        self._loading.pop(key, None)
+        self._speculative.discard(key)
+        self._last_use.pop(key, None)
+
+    def _has_stale_victim(self, class_index: int, protect: int) -> bool:
+        victim = self._policies[class_index].victim(self._pins)
+        return victim is not None and self._clock - self._last_use[victim] > protect
+
+    def _jobs(self, loads: list[Load]) -> Iterable[Job]:
+        """All parts of all loads, in the order in which the engine uses them."""
+        if not loads:
+            return
+        layer = self._layers[loads[0].key.layer]
+        class_index = self._pool.class_index(layer.layer)
+        for index, part in enumerate(layer.parts):
+            data_start = self._data_starts[layer.layer][index]
+            for load in loads:
+                start = self._pool.start(class_index, load.slot) + data_start
+                yield Job(part.expert_extent(load.key.expert), start, load, index)
+
+    def _complete(self, load: Load) -> bool:
+        return all(load.ready(i) for i in range(len(self._layers[load.key.layer].parts)))
+
+    def _unpin(self, key: ExpertKey) -> None:
+        self._pins[key] -= 1
+        if self._pins[key] <= 0:
+            del self._pins[key]
+
+    def _release(self, lease: Lease) -> None:
+        for load in lease.pending:
+            load.drain()
+            self._loading.pop(load.key, None)
+        for expert in lease.slots:
+            self._unpin(ExpertKey(lease.layer, expert))
+        for load in lease.pending:
+            if load.error and self._slot_of.get(load.key) == load.slot:
+                self._forget(load.key)
+        lease.slots, lease.pending = {}, []

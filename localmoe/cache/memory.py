@@ -1,0 +1,67 @@
+"""Anonymous memory at fixed addresses. Knows pages, not what is stored in them."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import sys
+from collections.abc import Callable
+
+HUGE_PAGE_NBYTES = 2 << 20
+_PREFAULT_STEP_NBYTES = 256 << 20
+_MADV_HUGEPAGE = 14  # Linux; absent from Python's mmap module where its headers lacked them
+_MADV_POPULATE_WRITE = 23  # Linux 5.14
+
+
+def round_up(value: int, step: int) -> int:
+    """Return the smallest multiple of `step` that is not below `value`."""
+    return -(-value // step) * step
+
+
+class HostMemory:
+    """A private region of address space, aligned to huge pages.
+
+    A page takes memory when it is first touched; `prefault` touches a range at once. Reads into
+    reused huge pages run at twice the speed of reads into fresh 4 KiB pages.
+    """
+
+    def __init__(self, nbytes: int, guard_nbytes: int = 0) -> None:
+        """Map `nbytes`, followed by `guard_nbytes` of address space that reads as zeros."""
+        self.nbytes = nbytes
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+        self._map = mmap.mmap(-1, nbytes + guard_nbytes + HUGE_PAGE_NBYTES, flags=flags)
+        anchor = ctypes.c_char.from_buffer(self._map)
+        raw = ctypes.addressof(anchor)
+        del anchor  # an exported pointer would keep the map from closing
+        self.address = round_up(raw, HUGE_PAGE_NBYTES)
+        self._skip = self.address - raw
+        self.view = memoryview(self._map)[self._skip : self._skip + nbytes]
+        if sys.platform == "linux":
+            self._advise(_MADV_HUGEPAGE, 0, self._skip + nbytes)
+
+    def prefault(self, on_bytes: Callable[[int], None] | None = None) -> None:
+        """Touch every page now; `on_bytes` is told how many bytes each step added."""
+        for start in range(0, self.nbytes, _PREFAULT_STEP_NBYTES):
+            nbytes = min(_PREFAULT_STEP_NBYTES, self.nbytes - start)
+            populated = sys.platform == "linux" and self._advise(
+                _MADV_POPULATE_WRITE, self._skip + start, nbytes
+            )
+            if not populated:
+                ctypes.memset(self.address + start, 0, nbytes)
+            if on_bytes:
+                on_bytes(nbytes)
+
+    def close(self) -> None:
+        """Give the memory back. May be called twice."""
+        if not self._map.closed:
+            self.view.release()
+            self._map.close()
+
+    def _advise(self, advice: int, start: int, nbytes: int) -> bool:
+        """Return whether the kernel took the advice; older ones know fewer kinds."""
+        page_start = start - start % mmap.PAGESIZE
+        try:
+            self._map.madvise(advice, page_start, nbytes + start - page_start)
+        except OSError:
+            return False
+        return True

@@ -1,0 +1,184 @@
+"""Worker threads that read expert parts: demand before speculation."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from queue import SimpleQueue
+from typing import NamedTuple
+
+from localmoe.cache.direct_file import DirectFile
+from localmoe.cache.memory import HostMemory
+from localmoe.weights.catalog import Extent, ExpertKey
+
+PIECE_NBYTES = 4 << 20
+"""Longer parts are read in pieces of this size by several workers at once."""
+
+
+class Load:
+    """One expert on its way into a slot; says per part when its bytes are in place.
+
+    Written by the reader's workers, waited for by one thread at a time.
+    """
+
+    __slots__ = ("_guard", "_locks", "_remaining", "error", "key", "nbytes", "slot")
+
+    def __init__(self, key: ExpertKey, slot: int, part_nbytes: Sequence[int]) -> None:
+        self.key, self.slot, self.nbytes = key, slot, sum(part_nbytes)
+        self.error: Exception | None = None
+        self._guard = threading.Lock()
+        self._remaining = [1] * len(part_nbytes)
+        self._locks = [threading.Lock() for _ in part_nbytes]
+        for lock in self._locks:
+            lock.acquire()
+
+    def expect(self, part: int, pieces: int) -> None:
+        """Announce that a part arrives in so many pieces; before the first is submitted."""
+        self._remaining[part] = pieces
+
+    def arrived(self, part: int, error: Exception | None) -> None:
+        """Count one piece as read, or failed."""
+        with self._guard:
+            self.error = self.error or error
+            self._remaining[part] -= 1
+            if self._remaining[part] == 0:
+                self._locks[part].release()
+
+    def ready(self, part: int) -> bool:
+        """Return whether a part has come, or failed."""
+        return self._remaining[part] == 0
+
+    def wait(self, part: int) -> None:
+        """Block until a part has come. Raises the error of the read that failed."""
+        if self._remaining[part]:
+            lock = self._locks[part]
+            lock.acquire()
+            lock.release()
+        if self.error:
+            raise self.error
+
+    def drain(self) -> None:
+        """Block until no worker writes to the slot any more; errors stay in `error`."""
+        for lock in self._locks:
+            lock.acquire()
+            lock.release()
+
+
+class Job(NamedTuple):
+    """One read: bytes of a file into memory at `start`, for a part of a load."""
+
+    extent: Extent
+    start: int
+    load: Load
+    part: int
+
+
+def split(job: Job, block: int) -> list[Job]:
+    """Cut a long read into pieces that several workers can share.
+
+    Only where every piece can be placed without a copy: a moved part must stay in one piece.
+    """
+    path, offset, nbytes = job.extent
+    if nbytes <= PIECE_NBYTES or offset % block != job.start % block:
+        return [job]
+    cuts = [0, *range(PIECE_NBYTES - offset % block, nbytes, PIECE_NBYTES), nbytes]
+    return [
+        job._replace(extent=Extent(path, offset + a, b - a), start=job.start + a)
+        for a, b in zip(cuts, cuts[1:], strict=False)
+    ]
+
+
+class Reader:
+    """A few threads that take reads from two queues, demand first.
+
+    Reads release the interpreter lock. `files` must hold every path that jobs name.
+    """
+
+    def __init__(self, files: Mapping[str, DirectFile], memory: HostMemory, workers: int) -> None:
+        self._files, self._memory, self._workers = files, memory, workers
+        self._demand: deque[Job] = deque()
+        self._speculation: deque[Job] = deque()
+        # One token per queued job, or None to stop: a C-level queue wakes one worker a token.
+        self._tokens: SimpleQueue[bool] = SimpleQueue()
+        self._threads = [
+            threading.Thread(target=self._work, name=f"localmoe-reader-{i}", daemon=True)
+            for i in range(workers)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, jobs: Iterable[Job], *, demand: bool = True) -> None:
+        """Queue reads; they start in this order, demand before any speculation."""
+        queue = self._demand if demand else self._speculation
+        for job in jobs:
+            pieces = split(job, self._files[job.extent.path].block)
+            job.load.expect(job.part, len(pieces))
+            queue.extend(pieces)
+            for _ in pieces:
+                self._tokens.put(True)
+
+    def promote(self, load: Load) -> None:
+        """Move what is still queued of a speculative load ahead, because it is needed now."""
+        for job in self._take_speculation(load):
+            self._demand.append(job)
+            self._tokens.put(True)  # its first token may have found the queue empty
+
+    def cancel(self, load: Load) -> bool:
+        """Drop a speculative load of which no read has begun; return whether that was so."""
+        jobs = self._take_speculation(load)
+        if len(jobs) == sum(load._remaining):
+            return True
+        self._speculation.extend(jobs)
+        for _ in jobs:
+            self._tokens.put(True)
+        return False
+
+    def close(self) -> None:
+        """Finish the reads that have begun, drop the others, end the threads."""
+        self._demand.clear()
+        self._speculation.clear()
+        for _ in self._threads:
+            self._tokens.put(False)
+        for thread in self._threads:
+            thread.join()
+
+    @property
+    def idle(self) -> bool:
+        """Whether no demand read is queued."""
+        return not self._demand
+
+    def _take_speculation(self, load: Load) -> list[Job]:
+        """Remove a load's queued jobs. A worker may take some at the same time: both are atomic."""
+        taken = []
+        for job in list(self._speculation):
+            if job.load is load:
+                try:
+                    self._speculation.remove(job)
+                except ValueError:  # a worker was faster
+                    continue
+                taken.append(job)
+        return taken
+
+    def _work(self) -> None:
+        while self._tokens.get():
+            job = self._next()
+            if job is None:  # cancelled since
+                continue
+            extent = job.extent
+            error: Exception | None = None
+            try:
+                self._files[extent.path].read(
+                    self._memory, job.start, extent.offset, extent.nbytes
+                )
+            except Exception as caught:  # every error belongs to the thread that waits
+                error = caught
+            job.load.arrived(job.part, error)
+
+    def _next(self) -> Job | None:
+        for queue in (self._demand, self._speculation):
+            try:
+                return queue.popleft()
+            except IndexError:
+                continue
+        return None

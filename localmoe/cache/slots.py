@@ -1,0 +1,143 @@
+"""Fixed slots for expert bytes. Knows addresses, not policies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from localmoe.cache.memory import HostMemory, round_up
+from localmoe.errors import BudgetError
+from localmoe.weights.catalog import MoeLayer
+
+_KERNEL_ALIGNMENT_NBYTES = 64  # engines read a matrix with aligned vector loads
+
+
+@dataclass(frozen=True)
+class SlotClass:
+    """Layers whose experts have the same part sizes, and the layout of their slots.
+
+    `part_starts` are offsets in a slot; `stride_nbytes` is one slot with its slack.
+    """
+
+    part_nbytes: tuple[int, ...]
+    part_starts: tuple[int, ...]
+    stride_nbytes: int
+    layers: tuple[MoeLayer, ...]
+
+    @property
+    def n_experts(self) -> int:
+        """Number of (layer, expert) pairs that share these slots."""
+        return sum(layer.n_experts for layer in self.layers)
+
+    @property
+    def token_demand(self) -> int:
+        """Experts of this class that one token routes to."""
+        return sum(layer.n_experts_used for layer in self.layers)
+
+    @property
+    def widest_demand(self) -> int:
+        """The most experts that one layer of this class can ask for in one step."""
+        return max(layer.n_experts for layer in self.layers)
+
+
+def slot_classes(layers: Sequence[MoeLayer], block: int) -> tuple[SlotClass, ...]:
+    """Group layers by part sizes and lay out a slot for each group.
+
+    `block` is the alignment of direct reads (1: none needed). A part gets slack of one block
+    where its place or length in any of the files is no multiple of it.
+    """
+    groups: dict[tuple[int, ...], list[MoeLayer]] = {}
+    for layer in layers:
+        groups.setdefault(layer.part_nbytes, []).append(layer)
+    return tuple(_lay_out(sizes, group, block) for sizes, group in groups.items())
+
+
+def _lay_out(sizes: tuple[int, ...], layers: Sequence[MoeLayer], block: int) -> SlotClass:
+    align = max(block, _KERNEL_ALIGNMENT_NBYTES)
+    starts, position = [], 0
+    for index, nbytes in enumerate(sizes):
+        starts.append(position)
+        exact = nbytes % block == 0 and all(
+            layer.parts[index].extent.offset % block == 0 for layer in layers
+        )
+        room = nbytes if exact else round_up(nbytes, block) + block
+        position = round_up(position + room, align)
+    return SlotClass(sizes, tuple(starts), position, tuple(layers))
+
+
+def divide_slots(classes: Sequence[SlotClass], nbytes: int) -> list[int] | None:
+    """Split memory over size classes in proportion to their demand.
+
+    Returns slots per class, or None when one token's demand does not fit: below that an LRU
+    cache never hits. No class gets more slots than it has experts; what is left goes to the rest.
+    """
+    counts = [c.token_demand for c in classes]
+    left = nbytes - sum(n * c.stride_nbytes for n, c in zip(counts, classes, strict=True))
+    if left < 0:
+        return None
+    open_classes = [i for i, c in enumerate(classes) if counts[i] < c.n_experts]
+    while open_classes:
+        weight = sum(classes[i].n_experts * classes[i].stride_nbytes for i in open_classes)
+        share = [left * classes[i].n_experts // weight for i in open_classes]
+        if not any(share):
+            break
+        for i, extra in zip(open_classes, share, strict=True):
+            extra = min(extra, classes[i].n_experts - counts[i])
+            counts[i] += extra
+            left -= extra * classes[i].stride_nbytes
+        open_classes = [i for i in open_classes if counts[i] < classes[i].n_experts]
+    return counts
+
+
+class SlotPool:
+    """The slots of all size classes in one prefaulted region.
+
+    Slot s of class c starts at `base(c) + s * stride`, and never moves.
+    """
+
+    def __init__(
+        self,
+        classes: Sequence[SlotClass],
+        counts: Sequence[int],
+        on_bytes: Callable[[int], None] | None = None,
+    ) -> None:
+        self.classes, self.counts = tuple(classes), tuple(counts)
+        self._starts: list[int] = []
+        self._class_of = {m.layer: i for i, c in enumerate(classes) for m in c.layers}
+        used = 0
+        for slot_class, count in zip(classes, counts, strict=True):
+            if count < 1:
+                raise BudgetError("every size class of experts needs at least one slot")
+            self._starts.append(used)
+            used = round_up(used + slot_class.stride_nbytes * count, 4096)
+        # An engine that is stopped in mid-layer may still look up expert numbers as slot numbers.
+        guard = max(c.stride_nbytes * c.widest_demand for c in classes)
+        self.memory = HostMemory(used, guard_nbytes=guard)
+        self.memory.prefault(on_bytes)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all slots."""
+        return self.memory.nbytes
+
+    def class_index(self, layer: int) -> int:
+        """Return which size class a layer belongs to."""
+        return self._class_of[layer]
+
+    def start(self, class_index: int, slot: int) -> int:
+        """Return where a slot begins in `memory`, in bytes."""
+        return self._starts[class_index] + slot * self.classes[class_index].stride_nbytes
+
+    def data_start(self, layer: MoeLayer, part: int, block: int) -> int:
+        """Return where in a slot the bytes of this layer's part begin.
+
+        Where all experts of the part lie alike modulo the block, that is the file's own
+        remainder: direct reads then need no copy. Else each is moved to the part's start.
+        """
+        start = self.classes[self.class_index(layer.layer)].part_starts[part]
+        extent = layer.parts[part]
+        return start + (extent.extent.offset % block if extent.expert_nbytes % block == 0 else 0)
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self.memory.close()
