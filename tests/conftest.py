@@ -1,0 +1,26 @@
+"""Fixtures for all tests. Append only; one block per subject."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import zoo
+
+# --- tiny generated models -----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def zoo_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Return a function from a name in zoo.MODELS to its first file, written once per session."""
+    directory = tmp_path_factory.mktemp("zoo")
+    written: dict[str, Path] = {}
+
+    def path(name: str) -> Path:
+        if name not in written:
+            written[name] = zoo.write(directory, name)
+        return written[name]
+
+    return path

@@ -1,0 +1,117 @@
+"""The pieces that architectures share: one function per kind of sub-layer.
+
+Gains are chosen so that a token keeps its own direction through all layers (routing depends on the
+token), while attention and experts still change the logits by far more than rounding does.
+"""
+
+from __future__ import annotations
+
+from zoo.draft import Draft
+from zoo.tokenizer import vocabulary
+
+
+def common(model: Draft, *, embedding_std: float = 1.0) -> None:
+    """Add what every model has: its sizes, embedding, last norm and output matrix."""
+    shape = model.shape
+    model.key(
+        block_count=shape.layers,
+        context_length=shape.context,
+        embedding_length=shape.embedding,
+        feed_forward_length=shape.feed_forward,
+        attention__layer_norm_rms_epsilon=1e-6,
+        attention__head_count=shape.heads,
+    )
+    gain = embedding_std * shape.embedding**0.5
+    model.matrix("token_embd", len(vocabulary()), shape.embedding, gain=gain)
+    model.norm("output_norm", shape.embedding)
+    model.matrix("output", len(vocabulary()), shape.embedding, gain=3.0)
+
+
+def expert_keys(model: Draft, **more: int | float | bool) -> None:
+    """Add the keys of the routed experts."""
+    shape = model.shape
+    model.key(
+        expert_count=shape.experts,
+        expert_used_count=shape.experts_used,
+        expert_feed_forward_length=shape.expert_feed_forward,
+        **more,
+    )
+
+
+def grouped_query_keys(model: Draft) -> None:
+    """Add the keys of grouped-query attention."""
+    shape = model.shape
+    model.key(
+        attention__head_count_kv=shape.kv_heads,
+        attention__key_length=shape.head_size,
+        attention__value_length=shape.head_size,
+        rope__dimension_count=shape.head_size,
+        rope__freq_base=10000.0,
+    )
+
+
+def grouped_query(model: Draft, prefix: str, *, bias: bool = False, qk_norm: bool = False) -> None:
+    """Add grouped-query attention."""
+    shape = model.shape
+    query, key = shape.heads * shape.head_size, shape.kv_heads * shape.head_size
+    for name, rows in (("attn_q", query), ("attn_k", key), ("attn_v", key)):
+        model.matrix(prefix + name, rows, shape.embedding)
+        if bias:
+            model.noise(f"{prefix}{name}.bias", rows, std=0.1)
+    model.matrix(prefix + "attn_output", shape.embedding, query, gain=0.7)
+    if bias:
+        model.noise(f"{prefix}attn_output.bias", shape.embedding, std=0.1)
+    if qk_norm:
+        model.norm(prefix + "attn_q_norm", shape.head_size)
+        model.norm(prefix + "attn_k_norm", shape.head_size)
+
+
+def latent_attention(model: Draft, prefix: str, *, q_rank: int, kv_rank: int, rope: int) -> None:
+    """Add multi-head latent attention, its up-projections split per head as newer files have it."""
+    shape = model.shape
+    plain = shape.head_size
+    model.matrix(prefix + "attn_q_a", q_rank, shape.embedding)
+    model.norm(prefix + "attn_q_a_norm", q_rank)
+    model.matrix(prefix + "attn_q_b", shape.heads * (plain + rope), q_rank)
+    model.matrix(prefix + "attn_kv_a_mqa", kv_rank + rope, shape.embedding)
+    model.norm(prefix + "attn_kv_a_norm", kv_rank)
+    model.matrix(prefix + "attn_k_b", shape.heads, kv_rank, plain)
+    model.matrix(prefix + "attn_v_b", shape.heads, plain, kv_rank)
+    model.matrix(prefix + "attn_output", shape.embedding, shape.heads * plain, gain=0.7)
+
+
+def gated(model: Draft, prefix: str, suffix: str, width: int) -> None:
+    """Add a gated feed-forward: dense (suffix "") or shared expert ("_shexp")."""
+    embedding = model.shape.embedding
+    model.matrix(f"{prefix}ffn_gate{suffix}", width, embedding)
+    model.matrix(f"{prefix}ffn_up{suffix}", width, embedding)
+    model.matrix(f"{prefix}ffn_down{suffix}", embedding, width)
+
+
+def router(model: Draft, prefix: str, *, bias: bool = False) -> None:
+    """Add the router, its logits of deviation 2 so that no two experts come close to a tie."""
+    shape = model.shape
+    std = 2.0 / shape.embedding**0.5
+    model.noise(f"{prefix}ffn_gate_inp.weight", shape.experts, shape.embedding, std=std)
+    if bias:
+        model.noise(f"{prefix}ffn_gate_inp.bias", shape.experts, std=0.3)
+
+
+def experts(model: Draft, layer: int, *, bias: bool = False) -> None:
+    """Add the routed experts of one layer."""
+    shape, prefix = model.shape, f"blk.{layer}."
+    count, width, embedding = shape.experts, shape.expert_feed_forward, shape.embedding
+    gate, up, down = shape.expert_types[(layer - shape.dense_layers) % len(shape.expert_types)]
+    names = [f"{prefix}ffn_{name}_exps" for name in ("gate", "up", "down")]
+    if shape.fused_gate_up:
+        fused = f"{prefix}ffn_gate_up_exps"
+        model.packed(fused, names[:2], count, width, embedding, type_name=gate)
+    else:
+        model.matrix(names[0], count, width, embedding, type_name=gate)
+        model.matrix(names[1], count, width, embedding, type_name=up)
+    model.matrix(names[2], count, embedding, width, gain=2.0, type_name=down)
+    for name, rows in zip(names, (width, width, embedding), strict=True):
+        if bias:
+            model.noise(f"{name}.bias", count, rows, std=0.3)
+        if shape.expert_scales:
+            model.noise(f"{name}.scale", count, std=0.2, mean=1.0)
