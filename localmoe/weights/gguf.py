@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 from localmoe.errors import ModelFormatError, UnsupportedModelError
 from localmoe.weights.catalog import Catalog, ExpertPart, Extent, MoeLayer, ResidentTensor
-from localmoe.weights.gguf_header import GgufHeader, TensorInfo
+from localmoe.weights.gguf_header import GgufHeader
+from localmoe.weights.gguf_tensors import TensorInfo
 from localmoe.weights.shards import read_shards
 
 MAX_EXPERTS = 1024

@@ -1,0 +1,261 @@
+"""Checks hyperparameters for values that would make llama.cpp abort, divide by zero or overrun.
+
+llama.cpp reports a wrong tensor shape or a missing key as an error, but asserts much else, and an
+assertion ends the whole process. What it asserts or divides by is refused here first. Keys that
+only some architectures know are checked only where they are present.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from localmoe.errors import ModelFormatError, UnsupportedModelError
+from localmoe.weights.gguf import MAX_EXPERTS, MAX_LAYERS
+from localmoe.weights.gguf_header import GgufHeader
+from localmoe.weights.gguf_values import Value
+from localmoe.weights.tensor_checks import check_tensors
+from localmoe.weights.vocabulary import check_vocabulary
+
+MAX_WIDTH = 1 << 20
+MAX_CONTEXT_TOKENS = 1 << 30
+
+_RANGES: dict[str, tuple[float, float]] = {
+    "block_count": (1, MAX_LAYERS),
+    "context_length": (1, MAX_CONTEXT_TOKENS),
+    "embedding_length": (1, MAX_WIDTH),
+    "embedding_length_out": (0, MAX_WIDTH),
+    "feed_forward_length": (0, MAX_WIDTH),
+    "expert_feed_forward_length": (0, MAX_WIDTH),
+    "expert_shared_feed_forward_length": (0, MAX_WIDTH),
+    "expert_chunk_feed_forward_length": (0, MAX_WIDTH),
+    "leading_dense_block_count": (0, MAX_LAYERS),
+    "nextn_predict_layers": (0, MAX_LAYERS),
+    "expert_count": (0, MAX_EXPERTS),
+    "expert_shared_count": (0, MAX_EXPERTS),
+    "expert_gating_func": (1, 4),
+    "experts_per_group": (1, MAX_EXPERTS),
+    "interleave_moe_layer_step": (1, MAX_LAYERS),
+    "full_attention_interval": (1, MAX_LAYERS),
+    "attention.head_count": (0, 1 << 16),
+    "attention.head_count_kv": (0, 1 << 16),
+    "attention.key_length": (1, 1 << 16),
+    "attention.value_length": (1, 1 << 16),
+    "attention.key_length_mla": (0, 1 << 16),
+    "attention.value_length_mla": (0, 1 << 16),
+    "attention.key_length_swa": (1, 1 << 16),
+    "attention.value_length_swa": (1, 1 << 16),
+    "attention.q_lora_rank": (0, MAX_WIDTH),
+    "attention.kv_lora_rank": (0, MAX_WIDTH),
+    "attention.sliding_window": (0, MAX_CONTEXT_TOKENS),
+    "attention.temperature_length": (0, MAX_CONTEXT_TOKENS),
+    "attention.layer_norm_epsilon": (0, 1),
+    "attention.layer_norm_rms_epsilon": (0, 1),
+    "attention.group_norm_epsilon": (0, 1),
+    "rope.dimension_count": (0, 1 << 16),
+    "rope.dimension_count_swa": (0, 1 << 16),
+    "rope.freq_base": (0, 1e30),
+    "rope.freq_base_swa": (0, 1e30),
+    "rope.scaling.factor": (0, 1e9),
+    "rope.scale_linear": (0, 1e9),
+    "rope.scaling.original_context_length": (1, MAX_CONTEXT_TOKENS),
+    "ssm.conv_kernel": (1, 1 << 10),
+    "ssm.inner_size": (1, MAX_WIDTH),
+    "ssm.state_size": (1, 1 << 16),
+    "ssm.time_step_rank": (1, 1 << 16),
+    "shortconv.l_cache": (2, 1 << 10),
+}
+"""Least and most of a key, for each element if it is an array."""
+
+_ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")
+
+_WHOLE_ROTATION = """
+arctic cohere2moe dbrx deepseek dots1 ernie4_5-moe exaone-moe granite granitemoe granite_swa grok
+grovemoe hunyuan-moe hy_v3 llada-moe llama llama4 mellum mistral3 olmoe qwen2moe qwen3moe
+qwen3vlmoe rnd1 smallthinker
+"""
+_PARTIAL_ROTATION = """
+afmoe bailingmoe2 glm4moe granitehybrid maple minimax-m2 minimax-m3 nemotron_h_moe qwen3next
+qwen35moe
+"""
+
+_ROTATES_WHOLE_HEAD = frozenset(_WHOLE_ROTATION.split())
+"""Architectures whose graph asserts that keys, values and rotation are equally wide."""
+
+_EQUAL_HEADS = _ROTATES_WHOLE_HEAD | frozenset(_PARTIAL_ROTATION.split())
+"""Architectures whose graph asserts that keys and values are equally wide."""
+
+_NEEDS_GATING = frozenset(("dots1", "minimax-m2", "smallthinker", "hy_v4"))
+"""Architectures that abort without expert_gating_func."""
+
+
+class _Hparams:
+    """One model's keys, without the architecture in front."""
+
+    def __init__(self, header: GgufHeader) -> None:
+        self.header, self.path = header, header.path
+        self.architecture = str(header.metadata["general.architecture"])
+
+    def value(self, key: str) -> Value | None:
+        return self.header.metadata.get(f"{self.architecture}.{key}")
+
+    def integer(self, key: str, default: int) -> int:
+        """Return a number; of an array the first. Its range was checked before."""
+        value = self.value(key)
+        if isinstance(value, tuple):
+            value = value[0] if value else default
+        return value if isinstance(value, int) else default
+
+    def per_layer(self, key: str, n_layers: int) -> tuple[int, ...] | None:
+        value = self.value(key)
+        if value is None:
+            return None
+        if isinstance(value, tuple):
+            if len(value) != n_layers:
+                raise self.error(key, f"should have {n_layers} elements, one per layer", value)
+            return tuple(int(element) for element in value)
+        return (self.integer(key, 0),) * n_layers
+
+    def error(self, key: str, wanted: str, found: object) -> ModelFormatError:
+        return ModelFormatError(
+            f"{self.path}: {self.architecture}.{key} {wanted}, but is {str(found)[:80]}. "
+            "The file is damaged, or made by another program."
+        )
+
+
+def check_hparams(headers: Sequence[GgufHeader]) -> None:
+    """Refuse a model that llama.cpp would abort the process for. Takes all of its shards.
+
+    Expects headers from which build_catalog made a catalog. Raises ModelFormatError,
+    UnsupportedModelError.
+    """
+    hparams = _Hparams(headers[0])
+    for check in _CHECKS:
+        check(hparams)
+    _check_blocks(hparams, headers)
+    n_tokens = check_vocabulary(headers[0])
+    check_tensors(headers, n_tokens, hparams.integer("embedding_length", 0))
+
+
+def _check_presence(hparams: _Hparams) -> None:
+    for key in ("block_count", "context_length", "embedding_length", "attention.head_count"):
+        if hparams.value(key) is None:
+            raise hparams.error(key, "is needed", "missing")
+    if hparams.architecture in _NEEDS_GATING and hparams.value("expert_gating_func") is None:
+        raise hparams.error("expert_gating_func", "is needed", "missing")
+
+
+def _check_ranges(hparams: _Hparams) -> None:
+    for key, (least, most) in _RANGES.items():
+        value = hparams.value(key)
+        for element in value if isinstance(value, tuple) else (value,):
+            if element is None:
+                continue
+            is_number = isinstance(element, int | float) and not isinstance(element, bool)
+            if not is_number or not least <= float(element) <= most:
+                raise hparams.error(key, f"should be a number from {least} to {most}", value)
+
+
+def _check_finite(hparams: _Hparams) -> None:
+    prefix = hparams.architecture + "."
+    for key, value in hparams.header.metadata.items():
+        if key.startswith(prefix) and isinstance(value, float) and not math.isfinite(value):
+            raise hparams.error(key.removeprefix(prefix), "should be finite", value)
+
+
+def _check_heads(hparams: _Hparams) -> None:
+    n_layers = hparams.integer("block_count", 1)
+    heads = hparams.per_layer("attention.head_count", n_layers) or ()
+    kv_heads = hparams.per_layer("attention.head_count_kv", n_layers) or heads
+    if not any(heads):
+        raise hparams.error("attention.head_count", "should be above zero", 0)
+    for n_heads, n_kv_heads in zip(heads, kv_heads, strict=True):
+        if n_heads and n_kv_heads and n_heads % n_kv_heads:
+            raise hparams.error(
+                "attention.head_count_kv", f"should divide the {n_heads} heads", n_kv_heads
+            )
+
+
+def _check_head_widths(hparams: _Hparams) -> None:
+    n_heads = hparams.integer("attention.head_count", 0)
+    if not n_heads:
+        return  # a first layer without attention: llama.cpp takes no widths from the metadata
+    default = hparams.integer("embedding_length", 1) // n_heads
+    key_width = hparams.integer("attention.key_length", default)
+    value_width = hparams.integer("attention.value_length", default)
+    rotated = hparams.integer("rope.dimension_count", key_width)
+    if rotated % 2 or rotated > key_width:
+        raise hparams.error(
+            "rope.dimension_count", f"should be even and at most the head's {key_width}", rotated
+        )
+    if hparams.architecture in _EQUAL_HEADS and key_width != value_width:
+        raise hparams.error("attention.value_length", f"should be {key_width}", value_width)
+    if hparams.architecture in _ROTATES_WHOLE_HEAD and rotated != key_width:
+        raise hparams.error("rope.dimension_count", f"should be {key_width}", rotated)
+    if hparams.value("attention.kv_lora_rank") is not None:
+        whole = hparams.integer("attention.key_length_mla", 0) or key_width
+        if rotated >= whole:
+            raise hparams.error("rope.dimension_count", f"should be below {whole}", rotated)
+
+
+def _check_rope_scaling(hparams: _Hparams) -> None:
+    value = hparams.value("rope.scaling.type")
+    if value is not None and value not in _ROPE_SCALINGS:
+        raise hparams.error("rope.scaling.type", f"should be one of {_ROPE_SCALINGS}", value)
+
+
+def _check_expert_groups(hparams: _Hparams) -> None:
+    n_experts = hparams.integer("expert_count", 0)
+    n_groups = hparams.integer("expert_group_count", 0)
+    if n_groups in (0, 1):
+        return
+    if not 0 < n_groups <= n_experts // 2 or n_experts % n_groups:
+        raise hparams.error(
+            "expert_group_count", f"should split {n_experts} experts evenly, two at least", n_groups
+        )
+    n_used = hparams.integer("expert_group_used_count", 0)
+    if not 0 < n_used < n_groups:
+        raise hparams.error("expert_group_used_count", f"should be 1 to {n_groups - 1}", n_used)
+
+
+def _check_sliding_window(hparams: _Hparams) -> None:
+    pattern = hparams.value("attention.sliding_window_pattern")
+    if not hparams.integer("attention.sliding_window", 0) or pattern is None:
+        return
+    if pattern == 1 or (isinstance(pattern, tuple) and not any(pattern)):
+        raise hparams.error(
+            "attention.sliding_window_pattern", "should have a layer with a window", pattern
+        )
+
+
+def _check_causal(hparams: _Hparams) -> None:
+    if hparams.value("attention.causal") is False:
+        raise UnsupportedModelError(
+            f"{hparams.path} is not autoregressive (attention.causal is false): it cannot "
+            "generate text token by token. Choose another model."
+        )
+
+
+def _check_blocks(hparams: _Hparams, headers: Sequence[GgufHeader]) -> None:
+    """Refuse tensors of layers beyond the number that the metadata give."""
+    n_layers = hparams.integer("block_count", 1)
+    for header in headers:
+        for tensor in header.tensors:
+            number = tensor.name.split(".")[1] if tensor.name.startswith("blk.") else ""
+            if number and (not number.isdecimal() or int(number) >= n_layers):
+                raise ModelFormatError(
+                    f"{header.path} has the tensor {tensor.name!r}, but only {n_layers} layers."
+                )
+
+
+_CHECKS: tuple[Callable[[_Hparams], None], ...] = (
+    _check_presence,
+    _check_ranges,
+    _check_finite,
+    _check_heads,
+    _check_head_widths,
+    _check_rope_scaling,
+    _check_expert_groups,
+    _check_sliding_window,
+    _check_causal,
+)

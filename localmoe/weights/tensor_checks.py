@@ -1,0 +1,67 @@
+"""Checks tensors for types and places that llama.cpp cannot compute with or refuses to load."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from localmoe.errors import ModelFormatError, UnsupportedModelError
+from localmoe.weights.gguf_header import GgufHeader
+from localmoe.weights.gguf_tensors import TensorInfo
+
+LEAST_ALIGNMENT = 32
+
+_UNCOMPUTABLE = frozenset(("I8", "I16", "I64", "F64", "Q8_1", "Q8_K"))
+_MADE_OF_F32 = ("norm", "conv1d", "shortconv.conv", ".bias", ".scale")
+
+
+def check_tensors(headers: Sequence[GgufHeader], n_tokens: int, width: int) -> None:
+    """Refuse tensors that the engine would abort on; `width` is the embedding length."""
+    for header in headers:
+        _check_layout(header)
+        for tensor in header.tensors:
+            _check_type(header.path, tensor)
+            if tensor.name == "token_embd.weight":
+                _check_embedding(header.path, tensor, n_tokens, width)
+    if not any(t.name == "token_embd.weight" for header in headers for t in header.tensors):
+        raise ModelFormatError(f"{headers[0].path} has no tensor token_embd.weight.")
+
+
+def _check_layout(header: GgufHeader) -> None:
+    """llama.cpp wants the tensors in the order of the table, without gaps but for padding."""
+    if header.tensors and header.alignment < LEAST_ALIGNMENT:
+        raise UnsupportedModelError(
+            f"{header.path} is aligned to {header.alignment} bytes; llama.cpp needs at least "
+            f"{LEAST_ALIGNMENT}. Convert the model again."
+        )
+    expected = header.data_offset
+    for tensor in header.tensors:
+        if tensor.offset != expected:
+            raise UnsupportedModelError(
+                f"{header.path}: tensor {tensor.name!r} lies at byte {tensor.offset}, but "
+                f"llama.cpp wants it at {expected}, right behind the one before. "
+                "Convert the model again."
+            )
+        expected += -(-tensor.nbytes // header.alignment) * header.alignment
+
+
+def _check_type(path: str, tensor: TensorInfo) -> None:
+    name, is_row = tensor.name, tensor.shape[1:] == (1, 1, 1)
+    if not name.endswith((".weight", ".bias", ".scale")):
+        return
+    wants_f32 = is_row or any(word in name for word in _MADE_OF_F32)
+    if tensor.type_name in _UNCOMPUTABLE or (wants_f32 and tensor.type_name not in ("F32", "I32")):
+        raise UnsupportedModelError(
+            f"{path}: tensor {name!r} is of type {tensor.type_name}, which llama.cpp cannot "
+            f"compute with{'; it wants F32' if wants_f32 else ''}. The file is damaged, or "
+            "made by another program."
+        )
+    if tensor.type_name == "I32" and (wants_f32 or "_exps" in name or "attn" in name):
+        raise UnsupportedModelError(f"{path}: tensor {name!r} holds integers, not weights.")
+
+
+def _check_embedding(path: str, tensor: TensorInfo, n_tokens: int, width: int) -> None:
+    if tensor.shape != (width, n_tokens, 1, 1):
+        raise ModelFormatError(
+            f"{path}: {tensor.name} has shape {list(tensor.shape)}, but the metadata speaks of "
+            f"{n_tokens} tokens and an embedding length of {width}. The file is damaged."
+        )
