@@ -10,6 +10,8 @@ from typing import Literal, Protocol, Self, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from localmoe.planning.plan import MemoryPlan
+
 Logits = Literal["last", "all", "none"]
 FloatArray = npt.NDArray[np.float32]
 
@@ -39,30 +41,6 @@ class Stats:
         """Hits over requests; 1.0 when nothing was requested."""
         requests = self.hits + self.misses
         return self.hits / requests if requests else 1.0
-
-
-@dataclass(frozen=True)
-class MemoryPlan:
-    """Where the budget goes, decided before anything is allocated. Bytes."""
-
-    budget_bytes: int
-    base_bytes: int
-    """The interpreter, its libraries and a margin."""
-    resident_bytes: int
-    kv_bytes: int
-    compute_bytes: int
-    slot_bytes: int
-    slots: int
-    """Experts that the slots hold; equals `experts` when everything fits."""
-    experts: int
-    """Routed experts of all layers."""
-    context_tokens: int
-    prefill_chunk_tokens: int
-
-    @property
-    def streams(self) -> bool:
-        """Whether experts are read on demand: False when all of them fit."""
-        return self.slots < self.experts
 
 
 class Tokenizer(Protocol):

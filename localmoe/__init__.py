@@ -1,0 +1,67 @@
+"""localmoe: run Mixture-of-Experts models that are larger than memory.
+
+    import localmoe
+
+    with localmoe.load("model.gguf", localmoe.Settings(memory_bytes=8 << 30)) as engine:
+        tokens = engine.tokenizer.encode("Once upon a time")
+        logits = engine.decode(tokens)  # float32 [1, V]
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from localmoe.errors import (
+    BudgetError,
+    ChatError,
+    ContextFullError,
+    EngineError,
+    EngineVersionError,
+    ExpertReadError,
+    LocalMoeError,
+    ModelError,
+    ModelFormatError,
+    ModelNotFoundError,
+    SettingsError,
+    UnsupportedModelError,
+)
+from localmoe.planning.plan import MemoryPlan
+from localmoe.settings import Progress, Settings
+
+if TYPE_CHECKING:
+    from localmoe.backends.base import Engine
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BudgetError",
+    "ChatError",
+    "ContextFullError",
+    "EngineError",
+    "EngineVersionError",
+    "ExpertReadError",
+    "LocalMoeError",
+    "MemoryPlan",
+    "ModelError",
+    "ModelFormatError",
+    "ModelNotFoundError",
+    "Progress",
+    "Settings",
+    "SettingsError",
+    "UnsupportedModelError",
+    "load",
+]
+
+
+def load(
+    path: str | Path, settings: Settings | None = None, progress: Progress | None = None
+) -> Engine:
+    """Load a model and return its engine; close it, or use it in a `with` block.
+
+    `path`: a GGUF file, any shard of a split one, or a directory with one model. `progress` is
+    called with (stage, done, total). Raises LocalMoeError.
+    """
+    from localmoe.backends.llama.load import load as load_llama
+
+    return load_llama(path, settings or Settings(), progress)

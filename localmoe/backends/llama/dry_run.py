@@ -1,0 +1,145 @@
+"""How much memory llama.cpp will take besides weights, measured by itself before anything is allocated.
+
+A child process loads the header alone and asks llama.cpp to plan its KV cache and compute buffers.
+llama.cpp aborts its process on some damaged headers; here it is the child that dies, and the parent
+raises a clear error.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from localmoe.errors import EngineError, ModelFormatError
+
+CHUNK_CANDIDATES = (512, 256, 128, 64, 32, 16, 8, 4, 2, 1)
+_TIMEOUT_SECONDS = 120
+_ENTRY = "from localmoe.backends.llama.dry_run import child; child()"
+_CACHE_SIZE = re.compile(r"^\w+:.*?\bsize = +([\d.]+) MiB \(")
+_COMPUTE_SIZE = re.compile(r"compute buffer size = +([\d.]+) MiB")
+_OUTPUT_SIZE = re.compile(r"output buffer size = +([\d.]+) MiB")
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What llama.cpp needs for one prefill chunk length. Bytes."""
+
+    chunk_tokens: int
+    kv_bytes: int
+    compute_bytes: int
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """The child's findings; `model_bytes` is what tokenizer and tensor tables take."""
+
+    footprints: tuple[Footprint, ...]
+    model_bytes: int
+
+
+def dry_run(
+    paths: Sequence[str],
+    *,
+    context_tokens: int,
+    chunks: Sequence[int] = CHUNK_CANDIDATES,
+    experts_used: tuple[str, int] | None = None,
+) -> DryRun:
+    """Measure in a child process. Raises ModelFormatError when llama.cpp refuses or dies."""
+    request = json.dumps([list(paths), context_tokens, list(chunks), experts_used])
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", _ENTRY, request],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_TIMEOUT_SECONDS,
+            check=False,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ModelFormatError(
+            f"{paths[0]}: llama.cpp did not finish reading the header in {_TIMEOUT_SECONDS} s. "
+            "The file is probably damaged."
+        ) from error
+    if done.returncode < 0:
+        raise ModelFormatError(
+            f"{paths[0]}: llama.cpp gave up on this header (signal {-done.returncode}): "
+            f"{_last_line(done.stderr)}. The file is damaged, or made for another version."
+        )
+    try:
+        answer = json.loads(done.stdout)
+    except ValueError as error:
+        raise EngineError(f"the dry run failed: {_last_line(done.stderr)}") from error
+    if "error" in answer:
+        raise ModelFormatError(f"{paths[0]}: {answer['error']}")
+    return DryRun(tuple(Footprint(**f) for f in answer["footprints"]), answer["model_bytes"])
+
+
+def _last_line(output: bytes) -> str:
+    lines = [line for line in output.decode(errors="replace").splitlines() if line.strip()]
+    aborts = [line for line in lines if "GGML_ASSERT" in line or "Error" in line]
+    return (aborts or lines or ["no message"])[-1].strip()
+
+
+def child() -> None:
+    """Answer one request on standard output: the child's side of `dry_run`."""
+    from localmoe.errors import LocalMoeError
+
+    paths, context_tokens, chunks, experts_used = json.loads(sys.argv[1])
+    used = (experts_used[0], experts_used[1]) if experts_used else None
+    try:
+        run = _measure(paths, context_tokens, chunks, used)
+        answer = asdict(run)
+    except LocalMoeError as error:
+        answer = {"error": str(error)}
+    sys.stdout.write(json.dumps(answer))
+    sys.stdout.flush()
+    os._exit(0)  # nothing of llama.cpp's tear-down matters here
+
+
+def _measure(
+    paths: Sequence[str],
+    context_tokens: int,
+    chunks: Sequence[int],
+    experts_used: tuple[str, int] | None,
+) -> DryRun:
+    import psutil
+
+    from localmoe.backends.llama import parameters
+    from localmoe.backends.llama.bindings import L
+    from localmoe.backends.llama.skeleton import Skeleton
+    from localmoe.weights.gguf_header import read_header
+
+    process = psutil.Process()
+    L.llama_backend_init()
+    before = process.memory_info().rss
+    with Skeleton([read_header(path) for path in paths]) as skeleton:
+        model = parameters.open_model(skeleton.paths, dry=True, experts_used=experts_used)
+        after = process.memory_info().rss
+        footprints = tuple(_footprint(model, context_tokens, chunk) for chunk in chunks)
+    return DryRun(footprints, max(0, after - before))
+
+
+def _footprint(model: int, context_tokens: int, chunk: int) -> Footprint:
+    from localmoe.backends.llama import log, parameters
+    from localmoe.backends.llama.bindings import L
+
+    context = parameters.open_context(
+        model, context_tokens=context_tokens, chunk_tokens=chunk, threads=1
+    )
+    lines = log.lines()
+    L.llama_free(context)
+    caches = [float(m[1]) for line in lines if (m := _CACHE_SIZE.match(line))]
+    compute = [float(m[1]) for line in lines if (m := _COMPUTE_SIZE.search(line))]
+    output = [float(m[1]) for line in lines if (m := _OUTPUT_SIZE.search(line))]
+    if not compute or not caches:
+        raise EngineError(
+            "llama.cpp logged no sizes of its KV cache and compute buffers; this version is not "
+            "the one that localmoe was tested with"
+        )
+    mib = 1 << 20
+    return Footprint(chunk, int(sum(caches) * mib), int((compute[-1] + sum(output)) * mib))

@@ -1,0 +1,283 @@
+"""The llama.cpp engine: one model, one context, experts from memory or streamed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+
+from localmoe.backends.base import FloatArray, Logits, Stats
+from localmoe.backends.llama import log
+from localmoe.backends.llama.bindings import L
+from localmoe.backends.llama.hook import Hook
+from localmoe.backends.llama.loader import LoadedModel
+from localmoe.backends.llama.parameters import output_limit
+from localmoe.backends.llama.tokenizer import LlamaTokenizer
+from localmoe.cache.direct_file import DirectFile
+from localmoe.cache.expert_cache import CacheStats, ExpertCache
+from localmoe.cache.slots import SlotPool
+from localmoe.errors import ContextFullError, EngineError
+from localmoe.planning.plan import MemoryPlan
+from localmoe.weights.catalog import Catalog
+
+_STATE_MAGIC = 0x4C4D4F45
+_SAMPLING_KEYS = {
+    "general.sampling.temp": "temperature",
+    "general.sampling.top_k": "top_k",
+    "general.sampling.top_p": "top_p",
+    "general.sampling.min_p": "min_p",
+}
+
+
+class Streaming:
+    """What a streamed model needs beside llama.cpp: slots, their cache and the hook."""
+
+    def __init__(self, pool: SlotPool, cache: ExpertCache, hook: Hook) -> None:
+        self.pool, self.cache, self.hook = pool, cache, hook
+
+    def close(self) -> None:
+        """End the reads, then free the slots."""
+        self.cache.close()
+        self.pool.close()
+
+
+class LlamaEngine:
+    """Implements `backends.base.Engine`. Made by `backends.llama.load`."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        plan: MemoryPlan,
+        model: LoadedModel,
+        context: int,
+        streaming: Streaming | None,
+        files: dict[str, DirectFile],
+    ) -> None:
+        self._catalog, self._plan, self._model, self._context = catalog, plan, model, context
+        self._streaming, self._files = streaming, files
+        self._memory = L.llama_get_memory(context)
+        self._tokenizer = LlamaTokenizer(model.handle)
+        self._window = int(L.llama_model_n_swa(model.handle))
+        self._batch = L.llama_batch_init(plan.prefill_chunk_tokens, 0, 1)
+        self._outputs = output_limit(self._tokenizer.n_vocab, plan.prefill_chunk_tokens)
+        self._tokens: list[int] = []
+        self._decoded, self._seconds = 0, 0.0
+        self._load_seconds = 0.0
+
+    @property
+    def catalog(self) -> Catalog:
+        """Where the model's bytes lie."""
+        return self._catalog
+
+    @property
+    def tokenizer(self) -> LlamaTokenizer:
+        """The model's tokenizer."""
+        return self._tokenizer
+
+    @property
+    def plan(self) -> MemoryPlan:
+        """How the memory budget was split."""
+        return self._plan
+
+    @property
+    def load_seconds(self) -> float:
+        """Wall time from the call of `load` until the engine was ready."""
+        return self._load_seconds
+
+    @load_seconds.setter
+    def load_seconds(self, seconds: float) -> None:
+        self._load_seconds = seconds
+
+    @property
+    def chat_template(self) -> str | None:
+        """The checkpoint's own Jinja template."""
+        template = self._catalog.metadata.get("tokenizer.chat_template")
+        return template if isinstance(template, str) else None
+
+    @property
+    def generation_defaults(self) -> dict[str, float]:
+        """Sampling values that the checkpoint asks for."""
+        found = {ours: self._catalog.metadata.get(key) for key, ours in _SAMPLING_KEYS.items()}
+        return {ours: float(v) for ours, v in found.items() if isinstance(v, (int, float))}
+
+    @property
+    def cache(self) -> ExpertCache | None:
+        """The expert cache; None when every expert is resident."""
+        return self._streaming.cache if self._streaming else None
+
+    @property
+    def slot_pool(self) -> SlotPool | None:
+        """The slots under the cache; None when every expert is resident."""
+        return self._streaming.pool if self._streaming else None
+
+    @property
+    def position(self) -> int:
+        """Number of tokens in the context."""
+        return len(self._tokens)
+
+    def decode(self, tokens: list[int], logits: Logits = "last") -> FloatArray:
+        """Append tokens and return logits, float32 [n, V]; see `Engine.decode`."""
+        if not self._context:
+            raise EngineError("the engine is closed")
+        self._check_tokens(tokens)
+        start, began = self.position, time.perf_counter()
+        rows = []
+        try:
+            for chunk, flags in self._chunks(tokens, logits):
+                rows.append(self._step(chunk, flags))
+        except BaseException:
+            self.truncate(start)
+            raise
+        finally:
+            self._seconds += time.perf_counter() - began
+        self._decoded += len(tokens)
+        return np.concatenate(rows)
+
+    def truncate(self, n: int) -> int:
+        """Keep the first n tokens; return the new position, 0 if it cannot rewind to n."""
+        n = max(0, n)
+        held = int(L.llama_memory_seq_pos_max(self._memory, 0)) + 1
+        if n >= max(held, self.position):
+            return self.position
+        kept = n > 0 and bool(L.llama_memory_seq_rm(self._memory, 0, n, -1))
+        if kept and self._window:
+            # A sliding window forgets: what lies before it cannot come back.
+            oldest = int(L.llama_memory_seq_pos_min(self._memory, 0))
+            kept = oldest <= max(0, n - self._window)
+        if not kept:
+            L.llama_memory_clear(self._memory, True)
+            n = 0
+        del self._tokens[n:]
+        return self.position
+
+    def save(self, path: Path) -> None:
+        """Write the context's state to a temporary name beside `path`, then rename it."""
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        stamp = [*self._stamp(), *self._tokens]
+        array = (L.llama_token * len(stamp))(*stamp)
+        try:
+            written = L.llama_state_seq_save_file(
+                self._context, str(temporary).encode(), 0, array, len(stamp)
+            )
+            if not written:
+                raise EngineError(f"could not write the state to {path}: {log.last_error()}")
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def restore(self, path: Path) -> None:
+        """Read back a state. Raises EngineError if it is not of this model; then it is empty."""
+        stamp = self._stamp()
+        room = len(stamp) + self._plan.context_tokens
+        array, count = (L.llama_token * room)(), L.ctypes.c_size_t()
+        self.truncate(0)
+        log.clear()
+        read = L.llama_state_seq_load_file(
+            self._context, str(path).encode(), 0, array, room, L.ctypes.byref(count)
+        )
+        found = list(array[: count.value])
+        if not read or found[: len(stamp)] != stamp:
+            L.llama_memory_clear(self._memory, True)
+            reason = log.last_error() if not read else "it was written for another model"
+            raise EngineError(f"{path} is not a usable state of this model: {reason}")
+        self._tokens = found[len(stamp) :]
+
+    def stats(self) -> Stats:
+        """Return a snapshot of the counters."""
+        stream = self._streaming
+        cache = stream.cache.stats() if stream else CacheStats()
+        return Stats(
+            tokens=self._decoded,
+            hits=cache.hits,
+            misses=cache.misses,
+            read_bytes=cache.read_bytes,
+            stall_seconds=stream.hook.stall_seconds if stream else 0.0,
+            decode_seconds=self._seconds,
+        )
+
+    def close(self) -> None:
+        """Free everything. May be called twice."""
+        if not self._context:
+            return
+        L.llama_batch_free(self._batch)
+        L.llama_free(self._context)
+        self._context = 0
+        self._model.close()
+        if self._streaming:
+            self._streaming.close()
+        for file in self._files.values():
+            file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _check_tokens(self, tokens: list[int]) -> None:
+        if not tokens:
+            raise EngineError("decode needs at least one token")
+        if min(tokens) < 0 or max(tokens) >= self._tokenizer.n_vocab:
+            raise EngineError(f"token ids must lie in 0 to {self._tokenizer.n_vocab - 1}")
+        room = self._plan.context_tokens - self.position
+        if len(tokens) > room:
+            raise ContextFullError(
+                f"{len(tokens)} tokens do not fit: the context has {self._plan.context_tokens} "
+                f"and {room} are free. Use a larger --context, or start over."
+            )
+
+    def _chunks(self, tokens: list[int], logits: Logits) -> Iterator[tuple[list[int], list[bool]]]:
+        """Cut tokens into steps, with a flag per token that says whether its logits are wanted."""
+        length = self._plan.prefill_chunk_tokens
+        if logits == "all":
+            length = min(length, self._outputs)
+        for start in range(0, len(tokens), length):
+            chunk = tokens[start : start + length]
+            flags = [logits == "all"] * len(chunk)
+            if logits == "last" and start + length >= len(tokens):
+                flags[-1] = True
+            yield chunk, flags
+
+    def _step(self, tokens: list[int], flags: list[bool]) -> FloatArray:
+        """Compute one batch; return its logits, [number of flags set, V]."""
+        batch, position = self._batch, self.position
+        batch.n_tokens = len(tokens)
+        for i, (token, flag) in enumerate(zip(tokens, flags, strict=True)):
+            batch.token[i], batch.pos[i] = token, position + i
+            batch.n_seq_id[i], batch.seq_id[i][0], batch.logits[i] = 1, 0, flag
+        log.clear()
+        try:
+            status = L.llama_decode(self._context, batch)
+        finally:
+            if self._streaming:
+                self._streaming.hook.finish()
+        if status:
+            raise EngineError(f"llama.cpp could not decode ({status}): {log.last_error()}")
+        self._tokens.extend(tokens)
+        return self._logits(sum(flags))
+
+    def _logits(self, rows: int) -> FloatArray:
+        n_vocab = self._tokenizer.n_vocab
+        if rows == 0:
+            return np.empty((0, n_vocab), np.float32)
+        pointer = L.llama_get_logits(self._context)
+        return np.ctypeslib.as_array(pointer, (rows, n_vocab)).copy()
+
+    def _stamp(self) -> list[int]:
+        """Return what a saved state must begin with: it names the model by its layout."""
+        digest = hashlib.sha256(self._catalog.architecture.encode())
+        for tensor in self._catalog.resident:
+            digest.update(f"{tensor.name} {tensor.extent.offset} {tensor.extent.nbytes}".encode())
+        words = np.frombuffer(digest.digest()[:12], np.int32)
+        return [_STATE_MAGIC, *(int(w) & 0x7FFFFFFF for w in words)]

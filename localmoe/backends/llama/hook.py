@@ -1,0 +1,201 @@
+"""What happens at routing time: llama.cpp asks before each graph node, and tells after some.
+
+When a layer's routing weights are known, its expert numbers are replaced by slot numbers and the
+missing experts' reads start. Before a matrix product with experts is computed, the bytes of just
+that matrix are waited for, so that products overlap with the reads of the matrices after them.
+"""
+
+from __future__ import annotations
+
+import ctypes as C
+import time
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from localmoe.backends.llama.bindings import (
+    NAME_OFFSET,
+    OP_ADD_ID,
+    OP_GET_ROWS,
+    OP_MUL_MAT_ID,
+    OP_OFFSET,
+    POINTER_NBYTES,
+    SRC_OFFSET,
+    L,
+    Tensor,
+)
+from localmoe.cache.expert_cache import ExpertCache, Lease
+from localmoe.errors import ModelFormatError, UnsupportedModelError
+from localmoe.weights.catalog import MoeLayer
+
+_ROUTED = b"ffn_moe_weights-"
+_SRC0, _SRC1 = SRC_OFFSET, SRC_OFFSET + POINTER_NBYTES
+
+
+class PartOf(NamedTuple):
+    """Which part of which layer's experts a weight tensor holds."""
+
+    layer: int
+    part: int
+
+
+class Ids:
+    """The routed expert numbers of one layer, int32 [T, K] in llama.cpp's own memory."""
+
+    def __init__(self, tensor: int, n_experts: int) -> None:
+        t = Tensor.from_address(tensor)
+        rows, used, stride = t.ne[1], t.ne[0], t.nb[1]
+        self._address = t.data
+        self._array: npt.NDArray[np.int32] = np.ndarray((rows, used), np.int32)
+        if rows:
+            nbytes = (rows - 1) * stride + used * 4
+            memory = (C.c_char * nbytes).from_address(t.data)
+            self._array = np.ndarray((rows, used), np.int32, memory, 0, (stride, 4))
+        self.experts = self._array.ravel().tolist()
+        if self.experts and not 0 <= min(self.experts) <= max(self.experts) < n_experts:
+            raise ModelFormatError(
+                f"the router chose an expert outside of 0 to {n_experts - 1}: the model's weights "
+                "are damaged"
+            )
+        self._original = self._array.copy()
+        self._slots = self._original
+
+    def assign(self, slots: Mapping[int, int], n_experts: int) -> None:
+        """Replace expert numbers by slot numbers."""
+        table = np.zeros(n_experts, np.int32)
+        table[list(slots.keys())] = list(slots.values())
+        self._slots = table[self._original]
+        self.show_slots()
+
+    def show_slots(self) -> None:
+        """Let the graph see slot numbers."""
+        self._array[...] = self._slots
+
+    def show_experts(self) -> None:
+        """Let the graph see expert numbers again: per-expert scales are in that order."""
+        self._array[...] = self._original
+
+    def are_in(self, tensor: int) -> bool:
+        """Return whether a tensor of the graph holds these ids."""
+        return bool(tensor) and Tensor.from_address(tensor).data == self._address
+
+
+class Hook:
+    """The scheduler's evaluation callback. After each decode, `error` holds what went wrong."""
+
+    def __init__(
+        self,
+        cache: ExpertCache,
+        layers: Mapping[int, MoeLayer],
+        parts: Mapping[int, PartOf],
+        scaled_layers: frozenset[int] = frozenset(),
+    ) -> None:
+        """`parts` maps the address of a weight tensor to what it holds."""
+        self._cache, self._layers, self._parts = cache, layers, parts
+        self._scaled = scaled_layers
+        self._lease: Lease | None = None
+        self._ids: Ids | None = None
+        self._waited: set[int] = set()
+        self.error: BaseException | None = None
+        self.stall_seconds = 0.0
+        self.callback = L.ggml_backend_sched_eval_callback(self._call)
+
+    def finish(self) -> None:
+        """Let go of the last layer's experts; raise what went wrong since the last call."""
+        lease, self._lease, self._ids = self._lease, None, None
+        if lease:
+            lease.close()
+        error, self.error = self.error, None
+        if error:
+            raise error
+
+    def _call(self, node: int, ask: bool, _user: object) -> bool:
+        # An exception cannot pass through C: `finish` raises it. Until then every node is asked
+        # for, and refused: the scheduler stops after one.
+        if self.error is not None:
+            return ask
+        try:
+            return self._ask(node) if ask else self._computed(node)
+        except BaseException as error:
+            self.error = error
+            return ask
+
+    def _ask(self, node: int) -> bool:
+        """Return whether to stop after this node; wait for what it needs."""
+        op = C.c_int.from_address(node + OP_OFFSET).value
+        if op == OP_MUL_MAT_ID:
+            return self._before_product(node, _SRC0)
+        if op == OP_ADD_ID:
+            return self._before_product(node, _SRC1)
+        if op == OP_GET_ROWS:
+            return self._is_routing(node) or self._reads_scales(node)
+        return False
+
+    def _computed(self, node: int) -> bool:
+        op = C.c_int.from_address(node + OP_OFFSET).value
+        if op == OP_GET_ROWS:
+            if self._is_routing(node):
+                self._route(node)
+            elif self._ids:
+                self._ids.show_slots()
+        elif self._ids and self._lease and self._lease.layer in self._scaled:
+            self._ids.show_experts()
+        return True
+
+    def _is_routing(self, node: int) -> bool:
+        return C.string_at(node + NAME_OFFSET, len(_ROUTED)) == _ROUTED
+
+    def _reads_scales(self, node: int) -> bool:
+        if not self._ids or not self._lease or self._lease.layer not in self._scaled:
+            return False
+        return self._ids.are_in(C.c_void_p.from_address(node + _SRC1).value or 0)
+
+    def _route(self, node: int) -> None:
+        """The weights are gathered already, so the ids may now become slot numbers."""
+        if self._lease:
+            self._lease.close()
+            self._lease = None
+        layer = int(C.string_at(node + NAME_OFFSET + len(_ROUTED)))
+        if layer not in self._layers:
+            return
+        n_experts = self._layers[layer].n_experts
+        ids = Ids(C.c_void_p.from_address(node + _SRC1).value or 0, n_experts)
+        self._lease = self._cache.acquire(layer, ids.experts)
+        self._waited = set() if self._lease.pending else set(range(len(self._layers[layer].parts)))
+        ids.assign(self._lease.slots, n_experts)
+        self._ids = ids
+
+    def _before_product(self, node: int, source: int) -> bool:
+        what = self._parts.get(C.c_void_p.from_address(node + source).value or 0)
+        if what is None:
+            return False
+        lease = self._lease
+        if lease is None or lease.layer != what.layer:
+            raise UnsupportedModelError(
+                f"layer {what.layer} multiplies with experts whose routing was not seen. This "
+                "architecture cannot be streamed with this version of llama.cpp; give it enough "
+                "--memory to hold all experts."
+            )
+        scaled = what.layer in self._scaled
+        if scaled and self._ids:
+            self._ids.show_slots()
+        if what.part not in self._waited:
+            self._wait(lease, what.part)
+        # Stop after this product only if a later one has to wait while this one computes.
+        return scaled or len(self._waited) < len(self._layers[what.layer].parts)
+
+    def _wait(self, lease: Lease, part: int) -> None:
+        if not lease.ready(part):
+            start = time.perf_counter()
+            lease.wait(part)
+            self.stall_seconds += time.perf_counter() - start
+        else:
+            lease.wait(part)  # raises if the read failed
+        self._waited.add(part)
+        # What has come meanwhile needs no stop of its own.
+        for later in range(len(self._layers[lease.layer].parts)):
+            if later not in self._waited and lease.ready(later):
+                lease.wait(later)
+                self._waited.add(later)

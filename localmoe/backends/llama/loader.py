@@ -1,0 +1,209 @@
+"""Loads a GGUF into llama.cpp: resident tensors into huge pages, experts only where they all fit."""
+
+from __future__ import annotations
+
+import ctypes as C
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+
+from localmoe.backends.llama import parameters
+from localmoe.backends.llama.bindings import (
+    ALLOC_BUFFER,
+    GET_ALLOC_SIZE,
+    GET_NAME,
+    GET_SIZE,
+    IS_HOST,
+    SET_TENSOR,
+    Buffer,
+    BufferOverride,
+    BufferType,
+    L,
+    Tensor,
+    buffer_from_pointer,
+    cpu_device,
+)
+from localmoe.backends.llama.skeleton import Skeleton
+from localmoe.cache.direct_file import DirectFile
+from localmoe.cache.memory import HostMemory, round_up
+from localmoe.errors import EngineError
+from localmoe.weights.catalog import Catalog, Extent
+from localmoe.weights.gguf_header import GgufHeader
+
+_ALIGNMENT_NBYTES = 4096  # of resident tensors: direct reads then land without a bounce buffer
+_EXPERT_PATTERN = rb"^blk\.\d+\.ffn_(gate|up|down|gate_up)_exps\.(weight|bias)$"
+OnBytes = Callable[[int], None]
+
+
+class WeightBuffers:
+    """A buffer type of our own: hands out memory and notes each tensor instead of copying it.
+
+    llama.cpp calls it while it loads; an exception in a callback is kept in `error`.
+    """
+
+    def __init__(self, label: str, *, allocate: bool, slack_nbytes: int, on_bytes: OnBytes) -> None:
+        self.memory: list[HostMemory] = []
+        self.tensors: dict[str, int] = {}
+        """Name of each tensor that was loaded, and the address of its structure."""
+        self.error: BaseException | None = None
+        self.before_mapping: Callable[[], None] = lambda: None
+        self._allocate, self._slack, self._on_bytes = allocate, slack_nbytes, on_bytes
+        self._label = C.create_string_buffer(label.encode())
+        self._set_tensor = SET_TENSOR(self._note_tensor)
+        self._type = BufferType(
+            GET_NAME(self._get_name),
+            ALLOC_BUFFER(self._alloc),
+            GET_SIZE(lambda _: _ALIGNMENT_NBYTES),
+            GET_SIZE(),
+            GET_ALLOC_SIZE(self._alloc_size),
+            IS_HOST(lambda _: True),
+            cpu_device(),
+            None,
+        )
+        self.address = C.addressof(self._type)
+
+    def memory_of(self, address: int) -> tuple[HostMemory, int]:
+        """Return the memory that holds an address, and the offset in it."""
+        for memory in self.memory:
+            if memory.address <= address < memory.address + memory.nbytes:
+                return memory, address - memory.address
+        raise EngineError(f"llama.cpp put a tensor at {address:#x}, outside of its buffer")
+
+    def _get_name(self, _type: int | None) -> int:
+        self._guarded(self.before_mapping)
+        return C.addressof(self._label)
+
+    def _alloc_size(self, _type: int | None, tensor: int) -> int:
+        # Streamed experts take their place in the slots later: here only a token of it.
+        if not self._allocate:
+            return _ALIGNMENT_NBYTES
+        t = Tensor.from_address(tensor)
+        return round_up(t.nb[3] * t.ne[3], _ALIGNMENT_NBYTES) + self._slack
+
+    def _alloc(self, _type: int | None, nbytes: int) -> int | None:
+        def make() -> None:
+            memory = HostMemory(nbytes)
+            self.memory.append(memory)
+            if self._allocate:
+                memory.prefault(self._on_bytes)
+
+        self._guarded(make)
+        if self.error:
+            return None  # llama.cpp gives up; the loader raises `error`
+        address = int(buffer_from_pointer(self.memory[-1].address, nbytes))
+        buffer = Buffer.from_address(address)
+        buffer.set_tensor = C.cast(self._set_tensor, C.c_void_p).value
+        buffer.buft = self.address
+        return address
+
+    def _note_tensor(self, _buffer: int, tensor: int, _data: int, _offset: int, _n: int) -> None:
+        name = Tensor.from_address(tensor).name.decode(errors="replace")
+        self.tensors[name] = tensor
+
+    def _guarded(self, action: Callable[[], None]) -> None:
+        if self.error is None:
+            try:
+                action()
+            except BaseException as error:  # a C caller cannot pass it on; `check` does
+                self.error = error
+
+
+class LoadedModel:
+    """llama.cpp's model and the memory under it. `experts`: tensors that wait for slots, by name."""
+
+    def __init__(self, handle: int, buffers: Sequence[WeightBuffers], streamed: bool) -> None:
+        self.handle = handle
+        self._buffers = tuple(buffers)
+        self.experts: Mapping[str, int] = buffers[1].tensors if streamed else {}
+
+    def close(self) -> None:
+        """Free the model, then its memory."""
+        if self.handle:
+            L.llama_model_free(self.handle)
+            self.handle = 0
+        for buffers in self._buffers:
+            for memory in buffers.memory:
+                memory.close()
+
+
+def load_model(
+    headers: Sequence[GgufHeader],
+    catalog: Catalog,
+    files: Mapping[str, DirectFile],
+    *,
+    stream: bool,
+    on_bytes: OnBytes = lambda _: None,
+    experts_used: tuple[str, int] | None = None,
+    workers: int = 4,
+) -> LoadedModel:
+    """Create the model and read its resident tensors; with `stream` False its experts too.
+
+    `on_bytes` is told of bytes made ready: each counts once when its page is touched and once when
+    it is read. Raises ModelFormatError, ExpertReadError.
+    """
+    slack = 2 * max(file.block for file in files.values())
+    resident = WeightBuffers("localmoe", allocate=True, slack_nbytes=slack, on_bytes=on_bytes)
+    experts = WeightBuffers(
+        "localmoe-experts", allocate=not stream, slack_nbytes=slack, on_bytes=on_bytes
+    )
+    buffers = (resident, experts)
+    overrides = (BufferOverride * 3)(
+        (_EXPERT_PATTERN, experts.address), (b".*", resident.address), (None, None)
+    )
+    with Skeleton(headers) as skeleton:
+        resident.before_mapping = experts.before_mapping = skeleton.shrink
+        model = LoadedModel(0, buffers, stream)
+        try:
+            model.handle = _open(skeleton, overrides, experts_used, buffers)
+            wanted = [resident] if stream else list(buffers)
+            _fill(wanted, catalog, files, on_bytes, workers)
+        except BaseException:
+            model.close()
+            raise
+    return model
+
+
+def _open(
+    skeleton: Skeleton,
+    overrides: C.Array[BufferOverride],
+    experts_used: tuple[str, int] | None,
+    buffers: Sequence[WeightBuffers],
+) -> int:
+    try:
+        handle = parameters.open_model(
+            skeleton.paths, overrides=overrides, experts_used=experts_used
+        )
+    finally:
+        for each in buffers:
+            if each.error:
+                raise each.error
+    return handle
+
+
+def _fill(
+    buffers: Sequence[WeightBuffers],
+    catalog: Catalog,
+    files: Mapping[str, DirectFile],
+    on_bytes: OnBytes,
+    workers: int,
+) -> None:
+    """Read every noted tensor into its place, several at a time."""
+    extents = {tensor.name: tensor.extent for tensor in (*catalog.resident, *catalog.unused)}
+    extents.update((p.tensor, p.extent) for layer in catalog.layers for p in layer.parts)
+
+    def read(source: WeightBuffers, tensor: int, extent: Extent) -> int:
+        memory, start = source.memory_of(Tensor.from_address(tensor).data)
+        files[extent.path].read(memory, start, extent.offset, extent.nbytes)
+        return extent.nbytes
+
+    with ThreadPoolExecutor(workers, thread_name_prefix="localmoe-load") as pool:
+        reads = [
+            pool.submit(read, source, tensor, extents[name])
+            for source in buffers
+            for name, tensor in source.tensors.items()
+        ]
+        try:
+            for done in as_completed(reads):
+                on_bytes(done.result())
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise

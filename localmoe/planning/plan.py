@@ -1,0 +1,40 @@
+"""The outcome of planning: where the memory budget goes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Where the budget goes, decided before anything is allocated. Bytes."""
+
+    budget_bytes: int
+    base_bytes: int
+    """The interpreter, its libraries and a margin."""
+    resident_bytes: int
+    kv_bytes: int
+    compute_bytes: int
+    slot_bytes: int
+    slots: int
+    """Experts that the slots hold; equals `experts` when everything fits."""
+    experts: int
+    """Routed experts of all layers."""
+    context_tokens: int
+    prefill_chunk_tokens: int
+
+    @property
+    def streams(self) -> bool:
+        """Whether experts are read on demand: False when all of them fit."""
+        return self.slots < self.experts
+
+    @property
+    def total_bytes(self) -> int:
+        """All parts together; at most `budget_bytes` when the budget decided them."""
+        return (
+            self.base_bytes
+            + self.resident_bytes
+            + self.kv_bytes
+            + self.compute_bytes
+            + self.slot_bytes
+        )

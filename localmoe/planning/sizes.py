@@ -1,0 +1,18 @@
+"""Sizes for people."""
+
+from __future__ import annotations
+
+_UNITS = (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10))
+
+
+def format_nbytes(nbytes: int) -> str:
+    """Return a size such as 2.96 GiB."""
+    for unit, factor in _UNITS:
+        if nbytes >= factor:
+            return f"{nbytes / factor:.{0 if unit == 'KiB' else 2}f} {unit}"
+    return f"{nbytes} bytes"
+
+
+def format_nbytes_up(nbytes: int) -> str:
+    """Return a size in whole MiB, rounded up, in the form that --memory takes."""
+    return f"{-(-nbytes // (1 << 20))}MiB"
