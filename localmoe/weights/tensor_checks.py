@@ -16,14 +16,20 @@ _MADE_OF_F32 = ("norm", "conv1d", "shortconv.conv", ".bias", ".scale")
 
 def check_tensors(headers: Sequence[GgufHeader], n_tokens: int, width: int) -> None:
     """Refuse tensors that the engine would abort on; `width` is the embedding length."""
+    embedding = None
     for header in headers:
-        _check_layout(header)
         for tensor in header.tensors:
             _check_type(header.path, tensor)
             if tensor.name == "token_embd.weight":
-                _check_embedding(header.path, tensor, n_tokens, width)
-    if not any(t.name == "token_embd.weight" for header in headers for t in header.tensors):
-        raise ModelFormatError(f"{headers[0].path} has no tensor token_embd.weight.")
+                embedding = tensor
+    if embedding is None or embedding.shape != (width, n_tokens, 1, 1):
+        found = list(embedding.shape) if embedding else "missing"
+        raise ModelFormatError(
+            f"{headers[0].path}: token_embd.weight should have shape [{width}, {n_tokens}], the "
+            f"embedding length and the number of tokens, but is {found}. The file is damaged."
+        )
+    for header in headers:
+        _check_layout(header)
 
 
 def _check_layout(header: GgufHeader) -> None:
@@ -57,11 +63,3 @@ def _check_type(path: str, tensor: TensorInfo) -> None:
         )
     if tensor.type_name == "I32" and (wants_f32 or "_exps" in name or "attn" in name):
         raise UnsupportedModelError(f"{path}: tensor {name!r} holds integers, not weights.")
-
-
-def _check_embedding(path: str, tensor: TensorInfo, n_tokens: int, width: int) -> None:
-    if tensor.shape != (width, n_tokens, 1, 1):
-        raise ModelFormatError(
-            f"{path}: {tensor.name} has shape {list(tensor.shape)}, but the metadata speaks of "
-            f"{n_tokens} tokens and an embedding length of {width}. The file is damaged."
-        )

@@ -1,0 +1,278 @@
+"""What llama.cpp would abort on, divide by or overrun is refused before it sees the file."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from localmoe.errors import ModelError, ModelFormatError, UnsupportedModelError
+from localmoe.weights.gguf import build_catalog
+from localmoe.weights.hparams import check_hparams
+from localmoe.weights.shards import read_shards
+from raw_gguf import EXPERTS, F16, TOKENS, WIDTH, RawGguf, Tensor, tiny
+
+A = "qwen3moe"
+
+
+def check(raw: RawGguf, folder: Path) -> None:
+    headers = read_shards(raw.write(folder / "model.gguf"))
+    build_catalog(headers)
+    check_hparams(headers)
+
+
+def refuse(
+    raw: RawGguf, folder: Path, message: str, kind: type[ModelError] = ModelFormatError
+) -> None:
+    with pytest.raises(kind, match=re.escape(message)):
+        check(raw, folder)
+
+
+def spm() -> RawGguf:
+    """Return the tiny model with a SentencePiece vocabulary that covers all bytes."""
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    raw = tiny().with_key("tokenizer.ggml.model", "str", "llama")
+    raw = raw.with_key("tokenizer.ggml.tokens", "[str]", tokens)
+    raw = raw.with_key("tokenizer.ggml.token_type", "[i32]", [1] * len(tokens))
+    return raw.with_tensor(
+        "token_embd.weight", dims=(WIDTH, len(tokens)), nbytes=4 * WIDTH * len(tokens)
+    )
+
+
+def test_sound_models_pass(tmp_path: Path) -> None:
+    check(tiny(), tmp_path)
+    check(spm(), tmp_path)
+    check(tiny("deepseek"), tmp_path)
+
+
+def test_the_generated_models_pass(zoo_model: Callable[[str], Path], zoo_names: list[str]) -> None:
+    for name in zoo_names:
+        headers = read_shards(zoo_model(name))
+        build_catalog(headers)
+        check_hparams(headers)
+
+
+@pytest.fixture
+def zoo_names() -> list[str]:
+    import zoo
+
+    assert zoo.MODELS
+    return list(zoo.MODELS)
+
+
+@pytest.mark.parametrize(
+    ("key", "kind", "value"),
+    [
+        ("context_length", "u32", 0),
+        ("context_length", "u32", 0xFFFFFFFF),
+        ("embedding_length", "u32", 0),
+        ("embedding_length", "u32", 1 << 31),
+        ("embedding_length", "str", "32"),
+        ("attention.head_count", "u32", 0),
+        ("attention.head_count", "[u32]", [0, 0, 0]),
+        ("attention.head_count", "[u32]", [4, 4]),
+        ("attention.head_count", "u32", 1 << 20),
+        ("attention.head_count_kv", "u32", 3),
+        ("attention.head_count_kv", "[u32]", [2, 2]),
+        ("attention.head_count_kv", "[u32]", [2, 3, 2]),
+        ("attention.head_count_kv", "i32", -1),
+        ("attention.key_length", "u32", 0),
+        ("attention.key_length", "u32", 1 << 30),
+        ("attention.value_length", "u32", 16),
+        ("rope.dimension_count", "u32", 6),
+        ("rope.dimension_count", "u32", 7),
+        ("rope.dimension_count", "u32", 10),
+        ("rope.freq_base", "f32", -1.0),
+        ("rope.freq_base", "f32", math.inf),
+        ("rope.scaling.factor", "f32", math.nan),
+        ("rope.scaling.type", "str", "yarm"),
+        ("rope.scaling.original_context_length", "u32", 0),
+        ("attention.layer_norm_rms_epsilon", "f32", math.nan),
+        ("attention.layer_norm_rms_epsilon", "f32", -1e-6),
+        ("attention.layer_norm_rms_epsilon", "f32", 1e9),
+        ("expert_gating_func", "u32", 5),
+        ("expert_weights_scale", "f32", math.inf),
+        ("logit_scale", "f32", math.nan),
+        ("leading_dense_block_count", "u32", 1 << 31),
+        ("interleave_moe_layer_step", "u32", 0),
+        ("full_attention_interval", "u32", 0),
+        ("experts_per_group", "u32", 0),
+        ("expert_group_count", "u32", 3),
+        ("expert_group_count", "u32", EXPERTS),
+        ("ssm.time_step_rank", "u32", 0),
+        ("feed_forward_length", "[u32]", [1, 2, 1 << 30]),
+    ],
+)
+def test_impossible_values(tmp_path: Path, key: str, kind: str, value: object) -> None:
+    refuse(tiny().with_key(f"{A}.{key}", kind, value), tmp_path, f"{A}.{key}")
+
+
+@pytest.mark.parametrize("key", ["context_length", "embedding_length", "attention.head_count"])
+def test_missing_keys(tmp_path: Path, key: str) -> None:
+    refuse(tiny().without_key(f"{A}.{key}"), tmp_path, f"{A}.{key} is needed, but is missing")
+
+
+def test_an_architecture_that_cannot_do_without_its_gating(tmp_path: Path) -> None:
+    refuse(tiny("dots1"), tmp_path, "dots1.expert_gating_func is needed")
+    check(tiny("dots1").with_key("dots1.expert_gating_func", "u32", 2), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "kind", "value"),
+    [
+        ("attention.head_count_kv", "[u32]", [0, 2, 4]),
+        ("attention.key_length", "u32", 64),
+        ("rope.dimension_count", "u32", 4),
+        ("rope.scaling.factor", "f32", 40.0),
+        ("rope.scaling.type", "str", "yarn"),
+        ("expert_group_count", "u32", 1),
+        ("attention.sliding_window", "u32", 4096),
+        ("a_key_of_tomorrow", "u32", 0),
+    ],
+)
+def test_what_other_architectures_may_say(
+    tmp_path: Path, key: str, kind: str, value: object
+) -> None:
+    """`step35` stands for one of which nothing special is known."""
+    check(tiny("step35").with_key(f"step35.{key}", kind, value), tmp_path)
+
+
+def test_latent_attention_needs_room_beside_the_rotation(tmp_path: Path) -> None:
+    raw = tiny("deepseek2").with_key("deepseek2.attention.kv_lora_rank", "u32", 16)
+    raw = raw.with_key("deepseek2.attention.key_length", "u32", 24)
+    check(raw.with_key("deepseek2.rope.dimension_count", "u32", 8), tmp_path)
+    raw = raw.with_key("deepseek2.rope.dimension_count", "u32", 24)
+    refuse(raw, tmp_path, "should be below 24")
+
+
+def test_expert_groups(tmp_path: Path) -> None:
+    raw = tiny().with_key(f"{A}.expert_group_count", "u32", 2)
+    refuse(raw, tmp_path, "expert_group_used_count should be 1 to 1")
+    check(raw.with_key(f"{A}.expert_group_used_count", "u32", 1), tmp_path)
+
+
+@pytest.mark.parametrize(("kind", "pattern"), [("u32", 1), ("[bool]", [False] * 3)])
+def test_a_sliding_window_that_no_layer_has(tmp_path: Path, kind: str, pattern: object) -> None:
+    raw = tiny().with_key(f"{A}.attention.sliding_window_pattern", kind, pattern)
+    check(raw, tmp_path)
+    raw = raw.with_key(f"{A}.attention.sliding_window", "u32", 64)
+    refuse(raw, tmp_path, "should have a layer with a window")
+
+
+def test_a_model_that_is_not_autoregressive(tmp_path: Path) -> None:
+    raw = tiny().with_key(f"{A}.attention.causal", "bool", False)
+    refuse(raw, tmp_path, "not autoregressive", UnsupportedModelError)
+
+
+def test_layers_beyond_their_number(tmp_path: Path) -> None:
+    raw = tiny().with_tensor("blk.0.attn_norm.weight", name="blk.3.attn_norm.weight")
+    refuse(raw, tmp_path, "but only 3 layers")
+    raw = tiny().with_tensor("blk.0.attn_norm.weight", name="blk.x.attn_norm.weight")
+    refuse(raw, tmp_path, "but only 3 layers")
+
+
+# --- the tokenizer -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("key", "kind", "value", "message"),
+    [
+        ("model", "u32", 1, "the tokenizer 1"),
+        ("tokens", "u32", 1, "no list of tokens"),
+        ("tokens", "[u32]", [1] * TOKENS, "no list of tokens"),
+        ("tokens", "[str]", [], "lists 0 tokens"),
+        ("tokens", "[str]", ["x"] * TOKENS, "b'x' twice"),
+        ("tokens", "[str]", ["a\0b", "a\0c"], "b'a' twice"),
+        ("tokens", "[str]", ["[EMPTY_1]", ""], "b'[EMPTY_1]' twice"),
+        ("token_type", "[i32]", [1] * (TOKENS - 1), f"{TOKENS} elements"),
+        ("token_type", "[i32]", [1] * 5000, "but has 5000"),
+        ("token_type", "i32", 1, "but has None"),
+        ("scores", "[f32]", [], "but has 0"),
+        ("eos_token_id", "u32", TOKENS, f"below the {TOKENS} tokens"),
+        ("bos_token_id", "i32", -1, f"below the {TOKENS} tokens"),
+        ("eot_token_id", "str", "x", f"below the {TOKENS} tokens"),
+    ],
+)
+def test_tokenizers_that_lie(
+    tmp_path: Path, key: str, kind: str, value: object, message: str
+) -> None:
+    raw = tiny().with_key(f"tokenizer.ggml.{key}", kind, value)
+    if key == "tokens":
+        raw = raw.without_key("tokenizer.ggml.token_type")
+    refuse(raw, tmp_path, message, ModelError)
+
+
+def test_an_unsupported_tokenizer(tmp_path: Path) -> None:
+    raw = tiny().with_key("tokenizer.ggml.model", "str", "no_vocab")
+    refuse(raw, tmp_path, "'no_vocab' is not supported", UnsupportedModelError)
+
+
+def test_a_padding_token_outside_the_vocabulary_is_common_and_harmless(tmp_path: Path) -> None:
+    check(tiny().with_key("tokenizer.ggml.padding_token_id", "u32", TOKENS), tmp_path)
+
+
+def test_a_sentencepiece_vocabulary_covers_every_byte(tmp_path: Path) -> None:
+    raw = spm()
+    tokens = next(value for name, _, value in raw.keys if name == "tokenizer.ggml.tokens")
+    tokens[tokens.index("<0x41>")] = "A"
+    check(raw, tmp_path)
+    tokens[tokens.index("A")] = "a longer token"
+    refuse(raw, tmp_path, "no token <0x41>")
+
+
+def test_more_tokens_than_embeddings(tmp_path: Path) -> None:
+    raw = tiny().with_tensor("token_embd.weight", dims=(WIDTH, TOKENS - 1))
+    refuse(raw, tmp_path, f"should have shape [{WIDTH}, {TOKENS}]")
+
+
+def test_no_embeddings(tmp_path: Path) -> None:
+    refuse(tiny().without_tensor("token_embd.weight"), tmp_path, "but is missing")
+
+
+# --- tensors -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "type_id", "type_name"),
+    [
+        ("blk.0.attn_norm.weight", 26, "I32"),
+        ("blk.0.attn_norm.weight", 30, "BF16"),
+        ("blk.1.ffn_up_exps.weight", 26, "integers"),
+        ("blk.1.ffn_up_exps.scale", 26, "integers"),
+        ("blk.1.ffn_gate_inp.weight", 24, "I8"),
+        ("blk.0.ffn_up.weight", 9, "Q8_1"),
+        ("token_embd.weight", 25, "I16"),
+    ],
+)
+def test_types_that_cannot_be_computed_with(
+    tmp_path: Path, name: str, type_id: int, type_name: str
+) -> None:
+    raw = tiny().with_tensor(name, type_id=type_id)
+    message = "holds integers" if type_id == 26 else f"is of type {type_name}"
+    refuse(raw, tmp_path, message, UnsupportedModelError)
+
+
+def test_a_bias_in_half_precision(tmp_path: Path) -> None:
+    raw = tiny()
+    raw.tensors.append(Tensor("blk.1.ffn_up_exps.bias", (8, EXPERTS), 2 * 8 * EXPERTS, F16))
+    refuse(raw, tmp_path, "it wants F32", UnsupportedModelError)
+
+
+def test_a_table_of_integers_is_no_weight(tmp_path: Path) -> None:
+    raw = tiny("step35")
+    raw.tensors.append(Tensor("blk.1.ffn_gate_tid2eid", (2, TOKENS), 8 * TOKENS, 26))
+    check(raw, tmp_path)
+
+
+def test_tensors_out_of_order(tmp_path: Path) -> None:
+    raw = tiny().with_tensor("blk.0.attn_norm.weight", offset=1 << 20)
+    refuse(raw, tmp_path, "right behind the one before", UnsupportedModelError)
+
+
+def test_an_alignment_too_small_for_the_engine(tmp_path: Path) -> None:
+    raw = tiny().with_key("general.alignment", "u32", 8)
+    raw.alignment = 8
+    refuse(raw, tmp_path, "needs at least 32", UnsupportedModelError)
