@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
@@ -79,6 +78,10 @@ class ExpertCache:
     ) -> None:
         self._layers = {layer.layer: layer for layer in layers}
         self._pool = pool
+        self._keys = {
+            number: tuple(ExpertKey(number, expert) for expert in range(layer.n_experts))
+            for number, layer in self._layers.items()
+        }
         block = max(file.block for file in files.values())
         self._data_starts = {
             number: tuple(pool.data_start(layer, part, block) for part in range(len(layer.parts)))
@@ -90,7 +93,7 @@ class ExpertCache:
         self._policies = [policy() for _ in pool.classes]
         self._loading: dict[ExpertKey, Load] = {}
         self._speculative: set[ExpertKey] = set()
-        self._pins: Counter[ExpertKey] = Counter()
+        self._pins: dict[ExpertKey, int] = {}
         self._last_use: dict[ExpertKey, int] = {}
         self._clock = 0
         self._hits = self._misses = self._read_bytes = self._prefetched = 0
@@ -125,23 +128,25 @@ class ExpertCache:
         self._clock += 1
         class_index = self._pool.class_index(layer)
         policy = self._policies[class_index]
-        keys = [ExpertKey(layer, expert) for expert in dict.fromkeys(ids)]
+        of_layer = self._keys[layer]
+        keys = [of_layer[expert] for expert in dict.fromkeys(ids)]
         missing = [key for key in keys if not self._usable(key)]
+        if missing:
+            self._check_room(keys, missing, class_index)
         lease = Lease(self, layer, {})
-        self._pin(keys, missing, class_index)
         for key in keys:
+            self._pins[key] = self._pins.get(key, 0) + 1
             self._last_use[key] = self._clock
             slot = self._slot_of.get(key)
             if slot is not None:
                 policy.touch(key)
                 lease.slots[key.expert] = slot
-                self._count_hit(key, lease)
-        fresh = [self._begin(key, class_index) for key in missing]
-        lease.slots.update((load.key.expert, load.slot) for load in fresh)
-        lease.pending.extend(fresh)
-        self._misses += len(fresh)
-        self._read_bytes += sum(load.nbytes for load in fresh)
-        self._reader.submit(self._jobs(fresh))
+                if key in self._loading:
+                    self._join(key, lease)
+        self._hits += len(keys) - len(missing)
+        self._misses += len(missing)
+        if missing:
+            self._fetch(missing, class_index, lease)
         return lease
 
     def prefetch(self, layer: int, ids: Iterable[int], *, protect: int = 0) -> int:
@@ -153,7 +158,7 @@ class ExpertCache:
         class_index = self._pool.class_index(layer)
         begun = []
         for expert in dict.fromkeys(ids):
-            key = ExpertKey(layer, expert)
+            key = self._keys[layer][expert]
             if key in self._slot_of or not self._reader.idle:
                 continue
             if not self._free[class_index] and not self._has_stale_victim(class_index, protect):
@@ -184,41 +189,47 @@ class ExpertCache:
         """Stop the reads and their threads. The slots belong to whoever made them."""
         self._reader.close()
 
-    def _count_hit(self, key: ExpertKey, lease: Lease) -> None:
-        """A hit may still be on its way: from a prefetch, or in another lease."""
-        self._hits += 1
-        load = self._loading.get(key)
-        if load is None:
-            return
+    def _join(self, key: ExpertKey, lease: Lease) -> None:
+        """Wait on the lease for a hit that is still on its way: from a prefetch or another lease."""
+        load = self._loading[key]
         if key in self._speculative:
             self._speculative.discard(key)
             self._reader.promote(load)
         lease.pending.append(load)
 
+    def _fetch(self, missing: list[ExpertKey], class_index: int, lease: Lease) -> None:
+        """Give the missing experts slots and start their reads, all at once."""
+        loads = [self._begin(key, class_index) for key in missing]
+        for load in loads:
+            lease.slots[load.key.expert] = load.slot
+            self._read_bytes += load.nbytes
+        lease.pending.extend(loads)
+        self._reader.submit(self._jobs(loads))
+
     def _usable(self, key: ExpertKey) -> bool:
         """Return whether a key is in a slot or coming; a failed prefetch is forgotten here."""
+        if key not in self._slot_of:
+            return False
         load = self._loading.get(key)
         if load is not None and load.error and key in self._speculative:
             load.drain()
             self._forget(key)
-        return key in self._slot_of
+            return False
+        return True
 
-    def _pin(self, keys: list[ExpertKey], missing: list[ExpertKey], class_index: int) -> None:
-        """Pin all keys, or none and raise BudgetError."""
-        self._pins.update(keys)
-        if not missing:
-            return
-        held = sum(1 for key in self._pins if key in self._slot_of and self._in(key, class_index))
+    def _check_room(
+        self, keys: list[ExpertKey], missing: list[ExpertKey], class_index: int
+    ) -> None:
+        """Raise BudgetError unless the missing keys fit beside all that is held."""
+        held = {key for key in (*self._pins, *keys) if key in self._slot_of}
+        n_held = sum(1 for key in held if self._in(key, class_index))
         count = self._pool.counts[class_index]
-        if held + len(missing) <= count:
-            return
-        for key in keys:
-            self._unpin(key)
-        raise BudgetError(
-            f"layer {keys[0].layer} asks for {len(keys)} experts in one step, and there are "
-            f"{count} slots for its size of experts. "
-            "Use a smaller prefill chunk or more memory."
-        )
+        if n_held + len(missing) > count:
+            raise BudgetError(
+                f"layer {keys[0].layer} asks for {len(keys)} experts in one step, and there are "
+                f"{count} slots for its size of experts. "
+                "Use a smaller prefill chunk or more memory."
+            )
 
     def _in(self, key: ExpertKey, class_index: int) -> bool:
         return self._pool.class_index(key.layer) == class_index
@@ -274,16 +285,16 @@ class ExpertCache:
         return all(load.ready(i) for i in range(len(self._layers[load.key.layer].parts)))
 
     def _unpin(self, key: ExpertKey) -> None:
-        self._pins[key] -= 1
-        if self._pins[key] <= 0:
-            del self._pins[key]
+        count = self._pins.pop(key) - 1
+        if count:
+            self._pins[key] = count
 
     def _release(self, lease: Lease) -> None:
         for load in lease.pending:
             load.drain()
             self._loading.pop(load.key, None)
         for expert in lease.slots:
-            self._unpin(ExpertKey(lease.layer, expert))
+            self._unpin(self._keys[lease.layer][expert])
         for load in lease.pending:
             if load.error and self._slot_of.get(load.key) == load.slot:
                 self._forget(load.key)

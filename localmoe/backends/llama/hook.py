@@ -12,9 +12,6 @@ import time
 from collections.abc import Mapping
 from typing import NamedTuple
 
-import numpy as np
-import numpy.typing as npt
-
 from localmoe.backends.llama.bindings import (
     NAME_OFFSET,
     OP_ADD_ID,
@@ -42,44 +39,42 @@ class PartOf(NamedTuple):
 
 
 class Ids:
-    """The routed expert numbers of one layer, int32 [T, K] in llama.cpp's own memory."""
+    """The routed expert numbers of one layer, int32 [T, K] in llama.cpp's own memory.
+
+    `experts` lists them row by row. While the graph needs it they are shown as slot numbers.
+    """
 
     def __init__(self, tensor: int, n_experts: int) -> None:
         t = Tensor.from_address(tensor)
-        rows, used, stride = t.ne[1], t.ne[0], t.nb[1]
-        self._address = t.data
-        self._array: npt.NDArray[np.int32] = np.ndarray((rows, used), np.int32)
-        if rows:
-            nbytes = (rows - 1) * stride + used * 4
-            memory = (C.c_char * nbytes).from_address(t.data)
-            self._array = np.ndarray((rows, used), np.int32, memory, 0, (stride, 4))
-        self.experts = self._array.ravel().tolist()
+        used, rows = t.ne[0], t.ne[1]
+        self.address, self._n_experts = t.data, n_experts
+        row = C.c_int32 * used
+        self._rows = [row.from_address(t.data + i * t.nb[1]) for i in range(rows)]
+        self.experts: list[int] = [expert for ids in self._rows for expert in ids]
         if self.experts and not 0 <= min(self.experts) <= max(self.experts) < n_experts:
             raise ModelFormatError(
                 f"the router chose an expert outside of 0 to {n_experts - 1}: the model's weights "
                 "are damaged"
             )
-        self._original = self._array.copy()
-        self._slots = self._original
+        self._used = used
+        self._slots = self.experts
 
-    def assign(self, slots: Mapping[int, int], n_experts: int) -> None:
+    def assign(self, slots: Mapping[int, int]) -> None:
         """Replace expert numbers by slot numbers."""
-        table = np.zeros(n_experts, np.int32)
-        table[list(slots.keys())] = list(slots.values())
-        self._slots = table[self._original]
+        self._slots = [slots[expert] for expert in self.experts]
         self.show_slots()
 
     def show_slots(self) -> None:
         """Let the graph see slot numbers."""
-        self._array[...] = self._slots
+        self._show(self._slots)
 
     def show_experts(self) -> None:
         """Let the graph see expert numbers again: per-expert scales are in that order."""
-        self._array[...] = self._original
+        self._show(self.experts)
 
-    def are_in(self, tensor: int) -> bool:
-        """Return whether a tensor of the graph holds these ids."""
-        return bool(tensor) and Tensor.from_address(tensor).data == self._address
+    def _show(self, numbers: list[int]) -> None:
+        for i, row in enumerate(self._rows):
+            row[:] = numbers[i * self._used : (i + 1) * self._used]
 
 
 class Hook:
@@ -150,7 +145,8 @@ class Hook:
     def _reads_scales(self, node: int) -> bool:
         if not self._ids or not self._lease or self._lease.layer not in self._scaled:
             return False
-        return self._ids.are_in(C.c_void_p.from_address(node + _SRC1).value or 0)
+        ids = C.c_void_p.from_address(node + _SRC1).value
+        return bool(ids) and Tensor.from_address(ids).data == self._ids.address
 
     def _route(self, node: int) -> None:
         """The weights are gathered already, so the ids may now become slot numbers."""
@@ -164,7 +160,7 @@ class Hook:
         ids = Ids(C.c_void_p.from_address(node + _SRC1).value or 0, n_experts)
         self._lease = self._cache.acquire(layer, ids.experts)
         self._waited = set() if self._lease.pending else set(range(len(self._layers[layer].parts)))
-        ids.assign(self._lease.slots, n_experts)
+        ids.assign(self._lease.slots)
         self._ids = ids
 
     def _before_product(self, node: int, source: int) -> bool:
