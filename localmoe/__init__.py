@@ -1,10 +1,10 @@
 """localmoe: run Mixture-of-Experts models that are larger than memory.
 
-    import localmoe
+import localmoe
 
-    with localmoe.load("model.gguf", localmoe.Settings(memory_bytes=8 << 30)) as engine:
-        tokens = engine.tokenizer.encode("Once upon a time")
-        logits = engine.decode(tokens)  # float32 [1, V]
+with localmoe.load("model.gguf", localmoe.Settings(memory_bytes=8 << 30)) as engine:
+    tokens = engine.tokenizer.encode("Once upon a time")
+    logits = engine.decode(tokens)  # float32 [1, V]
 """
 
 from __future__ import annotations

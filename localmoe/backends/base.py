@@ -67,7 +67,7 @@ class Tokenizer(Protocol):
         ...
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
-        """Return token ids, no bos added. `special`: markup such as <|im_end|> becomes one token."""
+        """Return token ids, no bos added. `special`: markup (<|im_end|>) becomes one token."""
         ...
 
     def token_bytes(self, token: int, *, special: bool = False) -> bytes:
@@ -108,7 +108,7 @@ class Engine(Protocol):
 
     @property
     def generation_defaults(self) -> dict[str, float]:
-        """Sampling values the checkpoint asks for: temperature, top_k, top_p, min_p (if present)."""
+        """Sampling values the checkpoint asks for: temperature, top_k, top_p, min_p."""
         ...
 
     @property

@@ -190,7 +190,7 @@ class ExpertCache:
         self._reader.close()
 
     def _join(self, key: ExpertKey, lease: Lease) -> None:
-        """Wait on the lease for a hit that is still on its way: from a prefetch or another lease."""
+        """Make the lease wait for a hit that is still on its way."""
         load = self._loading[key]
         if key in self._speculative:
             self._speculative.discard(key)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from localmoe.cache.direct_file import DirectFile
 from localmoe.cache.memory import HostMemory
-from localmoe.weights.catalog import Extent, ExpertKey
+from localmoe.weights.catalog import ExpertKey, Extent
 
 PIECE_NBYTES = 4 << 20
 """Longer parts are read in pieces of this size by several workers at once."""
@@ -168,9 +168,7 @@ class Reader:
             extent = job.extent
             error: Exception | None = None
             try:
-                self._files[extent.path].read(
-                    self._memory, job.start, extent.offset, extent.nbytes
-                )
+                self._files[extent.path].read(self._memory, job.start, extent.offset, extent.nbytes)
             except Exception as caught:  # every error belongs to the thread that waits
                 error = caught
             job.load.arrived(job.part, error)

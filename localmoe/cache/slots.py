@@ -11,7 +11,9 @@ from localmoe.weights.catalog import MoeLayer
 
 _KERNEL_ALIGNMENT_NBYTES = 64  # engines read a matrix with aligned vector loads
 _PAGE_NBYTES = 4096
-_LARGE_PART_NBYTES = 128 << 10  # from here on a page of slack costs nothing, and reads 5 % less time
+_LARGE_PART_NBYTES = (
+    128 << 10
+)  # from here on a page of slack costs nothing, and reads 5 % less time
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ def available_memory_bytes(
     The least of free physical memory and what every control group above the process leaves; what
     the process holds already counts as its own.
     """
-    own = psutil.Process().memory_info().rss
-    rooms = [psutil.virtual_memory().available + own]
+    own = int(psutil.Process().memory_info().rss)
+    rooms = [int(psutil.virtual_memory().available) + own]
     rooms += [room + own for room in _group_rooms(cgroup_root, proc_cgroup)]
     room = min(rooms)
     return max(0, room - max(_MARGIN_MIN_BYTES, int(room * _MARGIN_FRACTION)))

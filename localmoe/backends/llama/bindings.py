@@ -31,7 +31,8 @@ def _import_llama_cpp() -> Any:
         version = importlib.metadata.version("llama-cpp-python")
     except importlib.metadata.PackageNotFoundError as error:
         raise EngineVersionError(
-            f"llama-cpp-python is not installed; pip install llama-cpp-python=={TESTED_VERSIONS[-1]}"
+            "llama-cpp-python is not installed; "
+            f"pip install llama-cpp-python=={TESTED_VERSIONS[-1]}"
         ) from error
     if version not in TESTED_VERSIONS:
         raise EngineVersionError(

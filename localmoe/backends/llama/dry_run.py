@@ -1,4 +1,4 @@
-"""How much memory llama.cpp will take besides weights, measured by itself before anything is allocated.
+"""How much memory llama.cpp will take besides weights, found before anything is allocated.
 
 A child process loads the header alone and asks llama.cpp to plan its KV cache and compute buffers.
 llama.cpp aborts its process on some damaged headers; here it is the child that dies, and the parent

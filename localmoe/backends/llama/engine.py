@@ -18,8 +18,8 @@ from localmoe.backends.llama.bindings import L
 from localmoe.backends.llama.hook import Hook
 from localmoe.backends.llama.loader import LoadedModel
 from localmoe.backends.llama.parameters import output_limit
+from localmoe.backends.llama.source import ModelSource
 from localmoe.backends.llama.tokenizer import LlamaTokenizer
-from localmoe.cache.direct_file import DirectFile
 from localmoe.cache.expert_cache import CacheStats, ExpertCache
 from localmoe.cache.slots import SlotPool
 from localmoe.errors import ContextFullError, EngineError
@@ -52,15 +52,14 @@ class LlamaEngine:
 
     def __init__(
         self,
-        catalog: Catalog,
+        source: ModelSource,
         plan: MemoryPlan,
         model: LoadedModel,
         context: int,
         streaming: Streaming | None,
-        files: dict[str, DirectFile],
     ) -> None:
-        self._catalog, self._plan, self._model, self._context = catalog, plan, model, context
-        self._streaming, self._files = streaming, files
+        self._source, self._catalog, self._plan = source, source.catalog, plan
+        self._model, self._context, self._streaming = model, context, streaming
         self._memory = L.llama_get_memory(context)
         self._tokenizer = LlamaTokenizer(model.handle)
         self._window = int(L.llama_model_n_swa(model.handle))
@@ -211,8 +210,7 @@ class LlamaEngine:
         self._model.close()
         if self._streaming:
             self._streaming.close()
-        for file in self._files.values():
-            file.close()
+        self._source.close()
 
     def __enter__(self) -> Self:
         return self

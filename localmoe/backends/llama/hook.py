@@ -145,8 +145,8 @@ class Hook:
     def _reads_scales(self, node: int) -> bool:
         if not self._ids or not self._lease or self._lease.layer not in self._scaled:
             return False
-        ids = C.c_void_p.from_address(node + _SRC1).value
-        return bool(ids) and Tensor.from_address(ids).data == self._ids.address
+        ids = C.c_void_p.from_address(node + _SRC1).value or 0
+        return ids != 0 and Tensor.from_address(ids).data == self._ids.address
 
     def _route(self, node: int) -> None:
         """The weights are gathered already, so the ids may now become slot numbers."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -14,17 +13,13 @@ from localmoe.backends.llama.dry_run import CHUNK_CANDIDATES, dry_run
 from localmoe.backends.llama.engine import LlamaEngine, Streaming
 from localmoe.backends.llama.hook import Hook, PartOf
 from localmoe.backends.llama.loader import LoadedModel, load_model
-from localmoe.cache.direct_file import DirectFile
+from localmoe.backends.llama.source import ModelSource, open_source
 from localmoe.cache.expert_cache import ExpertCache
 from localmoe.cache.slots import SlotPool, slot_classes
-from localmoe.errors import SettingsError, UnsupportedModelError
+from localmoe.errors import UnsupportedModelError
 from localmoe.planning.budget import Request, SlotPlan, plan_fixed_slots, plan_memory
 from localmoe.planning.machine import available_memory_bytes
 from localmoe.settings import Progress, Settings, available_threads
-from localmoe.weights.catalog import Catalog
-from localmoe.weights.gguf import build_catalog
-from localmoe.weights.gguf_header import GgufHeader
-from localmoe.weights.shards import read_shards
 
 
 def load(path: str | Path, settings: Settings, progress: Progress | None = None) -> LlamaEngine:
@@ -34,61 +29,36 @@ def load(path: str | Path, settings: Settings, progress: Progress | None = None)
     """
     began = time.perf_counter()
     L.llama_backend_init()
-    headers = read_shards(path)
-    catalog = _with_experts_used(build_catalog(headers), settings.experts_used)
-    files = {name: DirectFile(name) for name in catalog.paths}
+    source = open_source(path, settings.experts_used)
     try:
-        slot_plan = _plan(headers, catalog, files, settings)
-        engine = _Assembly(headers, catalog, files, settings, slot_plan, progress).build()
+        slot_plan = _plan(source, settings)
+        engine = _Assembly(source, settings, slot_plan, progress).build()
     except BaseException:
-        for file in files.values():
-            file.close()
+        source.close()
         raise
     engine.load_seconds = time.perf_counter() - began
     return engine
 
 
-def _with_experts_used(catalog: Catalog, experts_used: int | None) -> Catalog:
-    if experts_used is None:
-        return catalog
-    fewest = min(layer.n_experts for layer in catalog.layers)
-    if experts_used > fewest:
-        raise SettingsError(f"experts_used is {experts_used}, but a layer has {fewest} experts")
-    layers = tuple(replace(layer, n_experts_used=experts_used) for layer in catalog.layers)
-    return replace(catalog, layers=layers)
-
-
-def _override(catalog: Catalog, settings: Settings) -> tuple[str, int] | None:
-    if settings.experts_used is None:
-        return None
-    return f"{catalog.architecture}.expert_used_count", settings.experts_used
-
-
-def _plan(
-    headers: tuple[GgufHeader, ...],
-    catalog: Catalog,
-    files: dict[str, DirectFile],
-    settings: Settings,
-) -> SlotPlan:
+def _plan(source: ModelSource, settings: Settings) -> SlotPlan:
     """Split the budget, with llama.cpp's own figures for what it takes."""
+    catalog = source.catalog
     trained = catalog.metadata.get(f"{catalog.architecture}.context_length")
     context_tokens = settings.context_tokens
     if isinstance(trained, int):
         context_tokens = min(context_tokens, trained)
     longest = min(settings.prefill_chunk_tokens or CHUNK_CANDIDATES[0], context_tokens)
-    chunks = [longest, *(c for c in CHUNK_CANDIDATES if c < longest)]
     findings = dry_run(
-        [header.path for header in headers],
+        catalog.paths,
         context_tokens=context_tokens,
-        chunks=chunks,
-        experts_used=_override(catalog, settings),
+        chunks=[longest, *(c for c in CHUNK_CANDIDATES if c < longest)],
+        experts_used=source.override,
     )
-    block = max(file.block for file in files.values())
     request = Request(
         catalog=catalog,
-        classes=slot_classes(catalog.layers, block),
+        classes=slot_classes(catalog.layers, source.block),
         footprints=findings.footprints,
-        base_bytes=psutil.Process().memory_info().rss + findings.model_bytes,
+        base_bytes=int(psutil.Process().memory_info().rss) + findings.model_bytes,
         context_tokens=context_tokens,
     )
     budget = settings.memory_bytes or available_memory_bytes()
@@ -102,15 +72,13 @@ class _Assembly:
 
     def __init__(
         self,
-        headers: tuple[GgufHeader, ...],
-        catalog: Catalog,
-        files: dict[str, DirectFile],
+        source: ModelSource,
         settings: Settings,
         slot_plan: SlotPlan,
         progress: Progress | None,
     ) -> None:
-        self._headers, self._catalog, self._files = headers, catalog, files
-        self._settings, self._plan, self._counts = settings, slot_plan.plan, slot_plan.counts
+        self._source, self._settings = source, settings
+        self._plan, self._counts = slot_plan.plan, slot_plan.counts
         self._progress, self._done = progress, 0
         weights = self._plan.resident_bytes + (0 if self._counts else self._plan.slot_bytes)
         # Weights count twice, when their pages are touched and when they are read; slots once.
@@ -119,12 +87,9 @@ class _Assembly:
     def build(self) -> LlamaEngine:
         """Load the weights, then the slots, then create the context."""
         model = load_model(
-            self._headers,
-            self._catalog,
-            self._files,
+            self._source,
             stream=bool(self._counts),
             on_bytes=self._on_bytes,
-            experts_used=_override(self._catalog, self._settings),
             workers=self._settings.read_workers,
         )
         streaming: Streaming | None = None
@@ -143,9 +108,7 @@ class _Assembly:
             if streaming:
                 streaming.close()
             raise
-        return LlamaEngine(
-            self._catalog, self._plan, model, context, streaming, self._files
-        )
+        return LlamaEngine(self._source, self._plan, model, context, streaming)
 
     def _on_bytes(self, nbytes: int) -> None:
         self._done += nbytes
@@ -154,11 +117,11 @@ class _Assembly:
 
     def _streaming(self, model: LoadedModel) -> Streaming:
         """Make the slots and the cache, and point every expert tensor at them."""
-        block = max(file.block for file in self._files.values())
-        classes = slot_classes(self._catalog.layers, block)
+        catalog = self._source.catalog
+        classes = slot_classes(catalog.layers, self._source.block)
         pool = SlotPool(classes, self._counts, self._on_bytes)
         cache = ExpertCache(
-            self._catalog.layers, pool, self._files, workers=self._settings.read_workers
+            catalog.layers, pool, self._source.files, workers=self._settings.read_workers
         )
         try:
             parts = self._bind(model, pool, cache)
@@ -166,14 +129,14 @@ class _Assembly:
             cache.close()
             pool.close()
             raise
-        layers = {layer.layer: layer for layer in self._catalog.layers}
+        layers = {layer.layer: layer for layer in catalog.layers}
         return Streaming(pool, cache, Hook(cache, layers, parts, self._scaled_layers()))
 
     def _bind(self, model: LoadedModel, pool: SlotPool, cache: ExpertCache) -> dict[int, PartOf]:
         """Let slot numbers take the place of expert numbers in every expert tensor."""
         where = {
             part.tensor: PartOf(layer.layer, index)
-            for layer in self._catalog.layers
+            for layer in self._source.catalog.layers
             for index, part in enumerate(layer.parts)
         }
         parts = {}
@@ -197,10 +160,10 @@ class _Assembly:
 
     def _scaled_layers(self) -> frozenset[int]:
         """Return the layers with a scale per expert, which llama.cpp looks up by expert number."""
-        names = {tensor.name for tensor in self._catalog.resident}
+        names = {tensor.name for tensor in self._source.catalog.resident}
         return frozenset(
             layer.layer
-            for layer in self._catalog.layers
+            for layer in self._source.catalog.layers
             for part in layer.parts
             if part.tensor.removesuffix("weight") + "scale" in names
         )

@@ -1,4 +1,4 @@
-"""Loads a GGUF into llama.cpp: resident tensors into huge pages, experts only where they all fit."""
+"""Loads a GGUF into llama.cpp: resident tensors into huge pages, experts only if all fit."""
 
 from __future__ import annotations
 
@@ -23,11 +23,10 @@ from localmoe.backends.llama.bindings import (
     cpu_device,
 )
 from localmoe.backends.llama.skeleton import Skeleton
-from localmoe.cache.direct_file import DirectFile
+from localmoe.backends.llama.source import ModelSource
 from localmoe.cache.memory import HostMemory, round_up
 from localmoe.errors import EngineError
-from localmoe.weights.catalog import Catalog, Extent
-from localmoe.weights.gguf_header import GgufHeader
+from localmoe.weights.catalog import Extent
 
 _ALIGNMENT_NBYTES = 4096  # of resident tensors: direct reads then land without a bounce buffer
 _EXPERT_PATTERN = rb"^blk\.\d+\.ffn_(gate|up|down|gate_up)_exps\.(weight|bias)$"
@@ -108,7 +107,10 @@ class WeightBuffers:
 
 
 class LoadedModel:
-    """llama.cpp's model and the memory under it. `experts`: tensors that wait for slots, by name."""
+    """llama.cpp's model and the memory under it.
+
+    `experts` maps the names of expert tensors that wait for slots to their structures' addresses.
+    """
 
     def __init__(self, handle: int, buffers: Sequence[WeightBuffers], streamed: bool) -> None:
         self.handle = handle
@@ -126,80 +128,66 @@ class LoadedModel:
 
 
 def load_model(
-    headers: Sequence[GgufHeader],
-    catalog: Catalog,
-    files: Mapping[str, DirectFile],
-    *,
-    stream: bool,
-    on_bytes: OnBytes = lambda _: None,
-    experts_used: tuple[str, int] | None = None,
-    workers: int = 4,
+    source: ModelSource, *, stream: bool, on_bytes: OnBytes = lambda _: None, workers: int = 4
 ) -> LoadedModel:
     """Create the model and read its resident tensors; with `stream` False its experts too.
 
     `on_bytes` is told of bytes made ready: each counts once when its page is touched and once when
     it is read. Raises ModelFormatError, ExpertReadError.
     """
-    slack = 2 * max(file.block for file in files.values())
+    slack = 2 * source.block
     resident = WeightBuffers("localmoe", allocate=True, slack_nbytes=slack, on_bytes=on_bytes)
     experts = WeightBuffers(
         "localmoe-experts", allocate=not stream, slack_nbytes=slack, on_bytes=on_bytes
     )
     buffers = (resident, experts)
-    overrides = (BufferOverride * 3)(
-        (_EXPERT_PATTERN, experts.address), (b".*", resident.address), (None, None)
-    )
-    with Skeleton(headers) as skeleton:
-        resident.before_mapping = experts.before_mapping = skeleton.shrink
-        model = LoadedModel(0, buffers, stream)
-        try:
-            model.handle = _open(skeleton, overrides, experts_used, buffers)
-            wanted = [resident] if stream else list(buffers)
-            _fill(wanted, catalog, files, on_bytes, workers)
-        except BaseException:
-            model.close()
-            raise
+    model = LoadedModel(0, buffers, stream)
+    try:
+        model.handle = _open(source, resident, experts)
+        _fill(source, [resident] if stream else buffers, on_bytes, workers)
+    except BaseException:
+        model.close()
+        raise
     return model
 
 
-def _open(
-    skeleton: Skeleton,
-    overrides: C.Array[BufferOverride],
-    experts_used: tuple[str, int] | None,
-    buffers: Sequence[WeightBuffers],
-) -> int:
-    try:
-        handle = parameters.open_model(
-            skeleton.paths, overrides=overrides, experts_used=experts_used
-        )
-    finally:
-        for each in buffers:
-            if each.error:
-                raise each.error
-    return handle
+def _open(source: ModelSource, resident: WeightBuffers, experts: WeightBuffers) -> int:
+    """Have llama.cpp create the tensors in our buffers. Raises what a callback caught, first."""
+    overrides = (BufferOverride * 3)(
+        BufferOverride(_EXPERT_PATTERN, experts.address),
+        BufferOverride(b".*", resident.address),
+        BufferOverride(None, None),
+    )
+    with Skeleton(source.headers) as skeleton:
+        resident.before_mapping = experts.before_mapping = skeleton.shrink
+        try:
+            return parameters.open_model(
+                skeleton.paths, overrides=overrides, experts_used=source.override
+            )
+        finally:
+            for error in (resident.error, experts.error):
+                if error:
+                    raise error
 
 
 def _fill(
-    buffers: Sequence[WeightBuffers],
-    catalog: Catalog,
-    files: Mapping[str, DirectFile],
-    on_bytes: OnBytes,
-    workers: int,
+    source: ModelSource, buffers: Sequence[WeightBuffers], on_bytes: OnBytes, workers: int
 ) -> None:
     """Read every noted tensor into its place, several at a time."""
+    catalog = source.catalog
     extents = {tensor.name: tensor.extent for tensor in (*catalog.resident, *catalog.unused)}
     extents.update((p.tensor, p.extent) for layer in catalog.layers for p in layer.parts)
 
-    def read(source: WeightBuffers, tensor: int, extent: Extent) -> int:
-        memory, start = source.memory_of(Tensor.from_address(tensor).data)
-        files[extent.path].read(memory, start, extent.offset, extent.nbytes)
+    def read(buffer: WeightBuffers, tensor: int, extent: Extent) -> int:
+        memory, start = buffer.memory_of(Tensor.from_address(tensor).data)
+        source.files[extent.path].read(memory, start, extent.offset, extent.nbytes)
         return extent.nbytes
 
     with ThreadPoolExecutor(workers, thread_name_prefix="localmoe-load") as pool:
         reads = [
-            pool.submit(read, source, tensor, extents[name])
-            for source in buffers
-            for name, tensor in source.tensors.items()
+            pool.submit(read, buffer, tensor, extents[name])
+            for buffer in buffers
+            for name, tensor in buffer.tensors.items()
         ]
         try:
             for done in as_completed(reads):

@@ -1,9 +1,10 @@
 """Stand-ins for model files: all of the header, the whole length, none of the data.
 
-llama.cpp maps a model file with MAP_POPULATE, which reads all of it. It is given a skeleton instead:
-a sparse file in memory that begins with the checkpoint's own header. Once llama.cpp has checked the
-offsets against its length, and before it maps it, the skeleton is cut to the header; populating then
-ends at the first page behind it. The weights are read by localmoe itself. No privilege is needed.
+llama.cpp maps a model file with MAP_POPULATE, which reads all of it. It is given a skeleton
+instead: a sparse file in memory that begins with the checkpoint's own header. Once llama.cpp has
+checked the offsets against its length, and before it maps it, the skeleton is cut to the header;
+populating then ends at the first page behind it. The weights are read by localmoe itself. No
+privilege is needed.
 """
 
 from __future__ import annotations

@@ -1,0 +1,67 @@
+"""The model on disk: headers, catalog and open files, with the settings that change its meaning."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from localmoe.cache.direct_file import DirectFile
+from localmoe.errors import SettingsError
+from localmoe.weights.catalog import Catalog
+from localmoe.weights.gguf import build_catalog
+from localmoe.weights.gguf_header import GgufHeader
+from localmoe.weights.hparams import check_hparams
+from localmoe.weights.shards import read_shards
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A checked model file or its shards. Close it when no more weights are read."""
+
+    headers: tuple[GgufHeader, ...]
+    catalog: Catalog
+    files: Mapping[str, DirectFile]
+    experts_used: int | None
+    """Number of active experts that replaces the checkpoint's own."""
+
+    @property
+    def block(self) -> int:
+        """Alignment in bytes that suits direct reads of every shard; 1 if none is direct."""
+        return max(file.block for file in self.files.values())
+
+    @property
+    def override(self) -> tuple[str, int] | None:
+        """The metadata key and value that tell llama.cpp of `experts_used`."""
+        if self.experts_used is None:
+            return None
+        return f"{self.catalog.architecture}.expert_used_count", self.experts_used
+
+    def close(self) -> None:
+        """Close the files. May be called twice."""
+        for file in self.files.values():
+            file.close()
+
+
+def open_source(path: str | Path, experts_used: int | None) -> ModelSource:
+    """Read and check the headers, then open the files. Raises ModelError, SettingsError."""
+    headers = read_shards(path)
+    check_hparams(headers)
+    catalog = build_catalog(headers)
+    if experts_used is not None:
+        fewest = min(layer.n_experts for layer in catalog.layers)
+        if experts_used > fewest:
+            raise SettingsError(
+                f"experts_used is {experts_used}, but a layer has only {fewest} experts"
+            )
+        layers = (replace(layer, n_experts_used=experts_used) for layer in catalog.layers)
+        catalog = replace(catalog, layers=tuple(layers))
+    files: dict[str, DirectFile] = {}
+    try:
+        for name in catalog.paths:
+            files[name] = DirectFile(name)
+    except BaseException:
+        for file in files.values():
+            file.close()
+        raise
+    return ModelSource(headers, catalog, files, experts_used)
