@@ -1,0 +1,194 @@
+"""Lossless: streamed experts give the same logits as resident ones, to the last bit.
+
+    G1  streamed equals resident, for every generated model and each size of cache
+    G2  both equal plain llama.cpp with the same batches
+    G3  what the cache holds from before changes nothing
+    G4  wrong bytes in a slot do change the logits: the gates above can fail
+
+Sizes of the cache, in experts: "evicting" holds one layer's choice, so that every layer evicts the
+one before; "fitting" holds what one token routes to; "roomy" holds all.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+import localmoe
+import zoo
+from localmoe.backends.base import Logits
+from localmoe.backends.llama.engine import LlamaEngine
+from localmoe.cache.slots import slot_classes
+from localmoe.weights.catalog import Catalog, ExpertKey
+from localmoe.weights.gguf import build_catalog
+from localmoe.weights.shards import read_shards
+from zoo.plain import Batch, plain_logits
+
+ZooModel = Callable[[str], Path]
+FloatArray = npt.NDArray[np.float32]
+
+CONTEXT = 128
+PREFILL = (1, 7, 32)
+"""Lengths of the prefill chunks, one after the other."""
+DECODE = 16
+"""Tokens decoded one by one after that."""
+MODES: tuple[Logits, ...] = ("all", "last")
+"""Where few logits are wanted, the last layer routes those tokens alone, or none at all."""
+CACHE_SIZES = ("evicting", "fitting", "roomy")
+
+
+def token_stream(seed: int = 0) -> list[int]:
+    """Return byte tokens: they have no meaning, and neither has the model."""
+    count = sum(PREFILL) + DECODE
+    return [int(t) for t in np.random.default_rng(seed).integers(0, 256, count)]
+
+
+def steps(tokens: list[int], logits: Logits) -> Iterator[tuple[list[int], Logits]]:
+    """Cut the stream into calls of `decode`; `logits` is for the last prefill chunk and decode.
+
+    The chunks before that ask for no logits, as a long prompt does, unless all are wanted.
+    """
+    start = 0
+    for length in (*PREFILL, *[1] * DECODE):
+        early = start + length < sum(PREFILL)
+        yield tokens[start : start + length], "none" if early and logits != "all" else logits
+        start += length
+
+
+def slots_for(catalog: Catalog, cache_size: str) -> int:
+    """Return how many slots make a cache of this size."""
+    if cache_size == "fitting":
+        return catalog.token_demand
+    if cache_size == "roomy":
+        return catalog.n_experts_total
+    widest = max(layer.n_experts_used for layer in catalog.layers)
+    classes = slot_classes(catalog.layers, 1)  # each gets its share of the slots
+    return max(math.ceil(widest * catalog.n_experts_total / c.n_experts) for c in classes)
+
+
+def load(path: Path, threads: int, chunk: int, slots: int | None = None) -> LlamaEngine:
+    settings = localmoe.Settings(
+        slots=slots, threads=threads, prefill_chunk_tokens=chunk, context_tokens=CONTEXT
+    )
+    engine = localmoe.load(path, settings)
+    assert isinstance(engine, LlamaEngine)
+    return engine
+
+
+def run(engine: LlamaEngine, tokens: list[int], logits: Logits = "all") -> FloatArray:
+    """Decode the stream from an empty context; return the logits asked for."""
+    assert engine.truncate(0) == 0
+    return np.concatenate([engine.decode(step, mode) for step, mode in steps(tokens, logits)])
+
+
+@cache
+def catalog_of(path: Path) -> Catalog:
+    return build_catalog(read_shards(path))
+
+
+@cache
+def resident_logits(path: Path, threads: int, chunk: int) -> dict[Logits, FloatArray]:
+    with load(path, threads, chunk) as engine:
+        assert not engine.plan.streams
+        assert engine.plan.prefill_chunk_tokens == chunk
+        return {mode: run(engine, token_stream(), mode) for mode in MODES}
+
+
+def batches(tokens: list[int], logits: Logits, chunk: int) -> list[Batch]:
+    """Return the steps, cut as an engine cuts them whose chunks are this long."""
+    cut: list[Batch] = []
+    for step, mode in steps(tokens, logits):
+        for i in range(0, len(step), chunk):
+            piece = step[i : i + chunk]
+            wanted = [mode == "all"] * len(piece)
+            wanted[-1] |= mode == "last" and i + chunk >= len(step)
+            cut.append((piece, wanted))
+    return cut
+
+
+def assert_same_bits(found: FloatArray, wanted: FloatArray) -> None:
+    """Compare bytes: unlike `==` they tell zero from minus zero."""
+    assert found.shape == wanted.shape
+    assert np.isfinite(wanted).all()
+    differing = np.flatnonzero((found.view(np.int32) != wanted.view(np.int32)).any(axis=1))
+    assert found.tobytes() == wanted.tobytes(), f"logits of tokens {differing.tolist()} differ"
+
+
+@pytest.mark.parametrize("cache_size", CACHE_SIZES)
+@pytest.mark.parametrize("name", zoo.MODELS)
+def test_g1_g2_streamed_equals_resident_equals_plain_llama(
+    name: str, cache_size: str, zoo_model: ZooModel
+) -> None:
+    path, tokens = zoo_model(name), token_stream()
+    slots = slots_for(catalog_of(path), cache_size)
+    for threads in (1, 2):
+        with load(path, threads, max(PREFILL), slots) as engine:
+            chunk = engine.plan.prefill_chunk_tokens
+            streamed = {mode: run(engine, tokens, mode) for mode in MODES}
+            misses, cached = engine.stats().misses, engine.plan.slots
+        assert cached <= slots
+        assert misses > cached or cache_size == "roomy"
+        assert chunk == max(PREFILL) or cache_size != "roomy"
+
+        for mode in MODES:
+            assert_same_bits(streamed[mode], resident_logits(path, threads, chunk)[mode])
+            cut = batches(tokens, mode, chunk)
+            plain = plain_logits(path, cut, context=CONTEXT, threads=threads)
+            assert_same_bits(streamed[mode], plain)
+
+
+@pytest.mark.parametrize("name", zoo.MODELS)
+def test_g3_what_the_cache_holds_from_before_changes_nothing(
+    name: str, zoo_model: ZooModel
+) -> None:
+    path = zoo_model(name)
+    catalog = catalog_of(path)
+    slots = (slots_for(catalog, "fitting") + slots_for(catalog, "roomy")) // 2
+    with load(path, 1, max(PREFILL), slots) as engine:
+        cold = run(engine, token_stream())
+        before = engine.stats()
+        run(engine, token_stream(seed=1))
+        warm = run(engine, token_stream())
+        spent = engine.stats() - before
+    assert spent.hits > 0, "nothing was in the cache: this tests nothing"
+    assert_same_bits(warm, cold)
+
+
+@pytest.mark.parametrize("name", zoo.MODELS)
+def test_g4_wrong_bytes_in_a_slot_change_the_logits(name: str, zoo_model: ZooModel) -> None:
+    path, tokens = zoo_model(name), token_stream()
+    with load(path, 1, max(PREFILL), slots_for(catalog_of(path), "roomy")) as engine:
+        right = run(engine, tokens)
+        misses = engine.stats().misses
+        for part in range(len(engine.catalog.layers[0].parts)):
+            flip_bits_of_an_expert_in_use(engine, part)
+            wrong = run(engine, tokens)
+            flip_bits_of_an_expert_in_use(engine, part)
+            with pytest.raises(AssertionError, match=r"logits of tokens .* differ"):
+                assert_same_bits(wrong, right)
+        assert_same_bits(run(engine, tokens), right)
+        assert engine.stats().misses == misses, "the wrong bytes were read again"
+
+
+def flip_bits_of_an_expert_in_use(engine: LlamaEngine, part: int) -> None:
+    """Change, or change back, one part of an expert of the first layer that is in a slot."""
+    experts, pool = engine.cache, engine.slot_pool
+    assert experts is not None
+    assert pool is not None
+    layer = engine.catalog.layers[0]
+    held = [e for e in range(layer.n_experts) if ExpertKey(layer.layer, e) in experts]
+    with experts.acquire(layer.layer, held[:1]) as lease:
+        slot = lease.slots[held[0]]
+    start = pool.start(pool.class_index(layer.layer), slot)
+    start += experts.data_start(layer.layer, part)
+    nbytes = layer.part_nbytes[part]
+    memory = (ctypes.c_ubyte * nbytes).from_address(pool.memory.address + start)
+    for i in range(2, nbytes, 16):
+        memory[i] ^= 0x40
