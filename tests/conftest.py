@@ -24,3 +24,14 @@ def zoo_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
         return written[name]
 
     return path
+
+# --- the demo model -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def demo_model_path(pytestconfig: pytest.Config) -> Path:
+    """Return the demo model, built once and kept in pytest's cache folder between runs."""
+    from localmoe.demo.builder import demo_model
+
+    assert pytestconfig.cache is not None
+    return demo_model(pytestconfig.cache.mkdir("demo-model"))

@@ -1,0 +1,174 @@
+"""Distil: train corrections, routers, scales and norms towards the dense model's predictions."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from demo_recipe.dense import Ffn, Weights, dense_ffn, forward
+from demo_recipe.sample import HIDDEN_AT, Record
+from demo_recipe.split import Shape
+from demo_recipe.student import expert_ffn
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Steps, tokens in each, learning rates, weight of the hidden-state error."""
+
+    steps: int
+    tokens_per_step: int = 2048
+    rate: float = 1e-3
+    norm_rate: float = 3e-4
+    warm_up: int = 20
+    hidden_weight: float = 1.0
+
+    def factor(self, step: int) -> float:
+        """Return the fraction of the learning rate: linear warm-up, then half a cosine to 3 %."""
+        cosine = 0.5 + 0.5 * math.cos(math.pi * step / self.steps)
+        return min(1.0, (step + 1) / self.warm_up) * (0.03 + 0.97 * cosine)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Sequences of similar length and the teacher's view of them.
+
+    `ids` int64 [B, T]; `answer` bool [B, T]: positions that predict an answer token; `valid` bool
+    [B, T]; `best` and `logp` [N, 48] for the N true positions of `answer`; `hidden` [B, T, H, D].
+    """
+
+    ids: torch.Tensor
+    answer: torch.Tensor
+    valid: torch.Tensor
+    best: torch.Tensor
+    logp: torch.Tensor
+    hidden: torch.Tensor
+
+
+def batch_of(chats: Record, rows: torch.Tensor, device: torch.device) -> Batch:
+    """Cut these rows out of the record, padded to the longest of them."""
+    start, length = chats["start"][rows, None], chats["length"][rows, None]
+    longest = int(length.max())
+    at = torch.arange(longest)[None]
+    answer = (at >= start - 1) & (at < length - 1)
+    return Batch(
+        ids=chats["ids"][rows, :longest].long().to(device),
+        answer=answer.to(device),
+        valid=(at < length).to(device),
+        best=chats["best"][rows, :longest][answer].long().to(device),
+        logp=chats["logp"][rows, :longest][answer].float().to(device),
+        hidden=chats["hidden"][rows, :longest].to(device),
+    )
+
+
+def groups_of_rows(chats: Record, tokens: int) -> list[torch.Tensor]:
+    """Return groups of rows of similar length, each about `tokens` when padded."""
+    groups: list[list[int]] = [[]]
+    for row in chats["length"].argsort(stable=True).tolist():
+        if (len(groups[-1]) + 1) * int(chats["length"][row]) > tokens:
+            groups.append([])
+        groups[-1].append(row)
+    return [torch.tensor(rows) for rows in groups if rows]
+
+
+def divergence(logits: torch.Tensor, best: torch.Tensor, logp: torch.Tensor) -> torch.Tensor:
+    """KL(teacher || student) over the teacher's best tokens and the remainder, in nats. -> [N]."""
+    mine = logits.gather(1, best) - torch.logsumexp(logits, -1, keepdim=True)
+    p = logp.exp()
+    rest = (1 - p.sum(1)).clamp_min(1e-5)
+    my_rest = (1 - mine.exp().sum(1)).clamp_min(1e-5)
+    return (p * (logp - mine)).sum(1) + rest * (rest.log() - my_rest.log())
+
+
+def losses(w: Weights, ffn: Ffn, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return mean KL per answered token and mean relative squared error of the residuals."""
+    seen: list[torch.Tensor] = []
+    x = forward(w, batch.ids, ffn, see=lambda i, r, _: seen.append(r) if i in HIDDEN_AT else None)
+    logits = F.linear(x[batch.answer], w["token_embd.weight"])
+    kl = divergence(logits, batch.best, batch.logp).mean()
+    error = x.new_zeros(())
+    for number, mine in enumerate(seen):
+        target = batch.hidden[:, :, number][batch.valid].float()
+        gap = (mine[batch.valid] - target).pow(2).sum(-1) / target.pow(2).sum(-1)
+        error = error + gap.mean() / len(seen)
+    return kl, error
+
+
+def trained_names(w: Weights) -> tuple[list[str], list[str]]:
+    """Return the names that are trained: corrections and routers; norms and scales."""
+    first = [n for n in w if n.endswith((".a", ".b", "router"))]
+    return first, [n for n in w if n.endswith(("norm.weight", "neuron_scale"))]
+
+
+def tune(w: Weights, chats: Record, shape: Shape, schedule: Schedule, say: Say) -> Weights:
+    """Return w with the trained entries replaced."""
+    device = w["output_norm.weight"].device
+    fast, slow = trained_names(w)
+    w = {n: t.clone().requires_grad_(n in {*fast, *slow}) for n, t in w.items()}
+    parameters = [
+        {"params": [w[n] for n in fast], "peak": schedule.rate},
+        {"params": [w[n] for n in slow], "peak": schedule.norm_rate},
+    ]
+    optimizer = torch.optim.AdamW(parameters, lr=1.0, betas=(0.9, 0.98), weight_decay=0.0)
+    ffn, log = expert_ffn(shape), _Log(schedule, say)
+    for step, rows in enumerate(_shuffled(chats, schedule)):
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak"] * schedule.factor(step)
+        kl, error = losses(w, ffn, batch_of(chats, rows, device))
+        optimizer.zero_grad(set_to_none=True)
+        (kl + schedule.hidden_weight * error).backward()
+        torch.nn.utils.clip_grad_norm_([w[n] for n in fast + slow], 1.0)
+        optimizer.step()
+        log.add(step, kl.item(), error.item())
+    return {n: t.detach() for n, t in w.items()}
+
+
+def _shuffled(chats: Record, schedule: Schedule) -> Iterator[torch.Tensor]:
+    random, queue = np.random.default_rng(1), []
+    groups = groups_of_rows(chats, schedule.tokens_per_step)
+    for _ in range(schedule.steps):
+        queue = queue or random.permutation(len(groups)).tolist()
+        yield groups[queue.pop()]
+
+
+class _Log:
+    """Says how training goes, every ten steps."""
+
+    def __init__(self, schedule: Schedule, say: Say) -> None:
+        self._schedule, self._say, self._began = schedule, say, time.monotonic()
+        self._recent: list[tuple[float, float]] = []
+
+    def add(self, step: int, kl: float, error: float) -> None:
+        self._recent = [*self._recent, (kl, error)][-20:]
+        if step % 10 == 9:
+            mean_kl, mean_error = np.mean(self._recent, axis=0)
+            seconds = time.monotonic() - self._began
+            self._say(
+                f"step {step + 1}/{self._schedule.steps}: KL {mean_kl:.4f}, "
+                f"hidden {mean_error:.4f}, {seconds:.0f} s"
+            )
+
+
+@torch.no_grad()
+def judge(w: Weights, chats: Record, shape: Shape | None, rows: int) -> tuple[float, float]:
+    """Return KL and perplexity over the answered tokens of the first rows; None: the dense model.
+
+    Perplexity is of the sampled answers.
+    """
+    ffn = dense_ffn if shape is None else expert_ffn(shape)
+    device = w["output_norm.weight"].device
+    kls, losses_ = [], []
+    for group in torch.arange(rows).split(8):
+        batch = batch_of(chats, group, device)
+        logits = F.linear(forward(w, batch.ids, ffn)[batch.answer], w["token_embd.weight"])
+        kls.append(divergence(logits, batch.best, batch.logp))
+        target = batch.ids.roll(-1, 1)[batch.answer]
+        losses_.append(F.cross_entropy(logits, target, reduction="none"))
+    return float(torch.cat(kls).mean()), float(torch.cat(losses_).mean().exp())
