@@ -22,6 +22,7 @@ ALSO: dict[str, tuple[str, ...]] = {
     "planning": ("planning", "cache", "weights"),
     "demo": ("demo", "weights"),
     "": ("backends", "planning", "chat", "weights", "cache"),
+    "__main__": ("cli",),
 }
 
 
