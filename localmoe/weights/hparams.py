@@ -11,82 +11,20 @@ import math
 from collections.abc import Callable, Sequence
 
 from localmoe.errors import ModelFormatError, UnsupportedModelError
-from localmoe.weights.gguf import MAX_EXPERTS, MAX_LAYERS
 from localmoe.weights.gguf_header import GgufHeader
 from localmoe.weights.gguf_values import Value
+from localmoe.weights.hparam_limits import (
+    EQUAL_HEADS,
+    LATENT,
+    NEEDS_GATING,
+    NEEDS_WINDOW,
+    RANGES,
+    ROPE_SCALINGS,
+    ROTATES,
+    ROTATES_WHOLE_HEAD,
+)
 from localmoe.weights.tensor_checks import check_tensors
 from localmoe.weights.vocabulary import check_vocabulary
-
-MAX_WIDTH = 1 << 20
-MAX_CONTEXT_TOKENS = 1 << 30
-
-_RANGES: dict[str, tuple[float, float]] = {
-    "block_count": (1, MAX_LAYERS),
-    "context_length": (1, MAX_CONTEXT_TOKENS),
-    "embedding_length": (1, MAX_WIDTH),
-    "embedding_length_out": (0, MAX_WIDTH),
-    "feed_forward_length": (0, MAX_WIDTH),
-    "expert_feed_forward_length": (0, MAX_WIDTH),
-    "expert_shared_feed_forward_length": (0, MAX_WIDTH),
-    "expert_chunk_feed_forward_length": (0, MAX_WIDTH),
-    "leading_dense_block_count": (0, MAX_LAYERS),
-    "nextn_predict_layers": (0, MAX_LAYERS),
-    "expert_count": (0, MAX_EXPERTS),
-    "expert_shared_count": (0, MAX_EXPERTS),
-    "expert_gating_func": (1, 4),
-    "experts_per_group": (1, MAX_EXPERTS),
-    "interleave_moe_layer_step": (1, MAX_LAYERS),
-    "full_attention_interval": (1, MAX_LAYERS),
-    "attention.head_count": (0, 1 << 16),
-    "attention.head_count_kv": (0, 1 << 16),
-    "attention.key_length": (1, 1 << 16),
-    "attention.value_length": (1, 1 << 16),
-    "attention.key_length_mla": (0, 1 << 16),
-    "attention.value_length_mla": (0, 1 << 16),
-    "attention.key_length_swa": (1, 1 << 16),
-    "attention.value_length_swa": (1, 1 << 16),
-    "attention.q_lora_rank": (0, MAX_WIDTH),
-    "attention.kv_lora_rank": (0, MAX_WIDTH),
-    "attention.sliding_window": (0, MAX_CONTEXT_TOKENS),
-    "attention.temperature_length": (0, MAX_CONTEXT_TOKENS),
-    "attention.layer_norm_epsilon": (0, 1),
-    "attention.layer_norm_rms_epsilon": (0, 1),
-    "attention.group_norm_epsilon": (0, 1),
-    "rope.dimension_count": (0, 1 << 16),
-    "rope.dimension_count_swa": (0, 1 << 16),
-    "rope.freq_base": (0, 1e30),
-    "rope.freq_base_swa": (0, 1e30),
-    "rope.scaling.factor": (0, 1e9),
-    "rope.scale_linear": (0, 1e9),
-    "rope.scaling.original_context_length": (1, MAX_CONTEXT_TOKENS),
-    "ssm.conv_kernel": (1, 1 << 10),
-    "ssm.inner_size": (1, MAX_WIDTH),
-    "ssm.state_size": (1, 1 << 16),
-    "ssm.time_step_rank": (1, 1 << 16),
-    "shortconv.l_cache": (2, 1 << 10),
-}
-"""Least and most of a key, for each element if it is an array."""
-
-_ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")
-
-_WHOLE_ROTATION = """
-arctic cohere2moe dbrx deepseek dots1 ernie4_5-moe exaone-moe granite granitemoe granite_swa grok
-grovemoe hunyuan-moe hy_v3 llada-moe llama llama4 mellum mistral3 olmoe qwen2moe qwen3moe
-qwen3vlmoe rnd1 smallthinker
-"""
-_PARTIAL_ROTATION = """
-afmoe bailingmoe2 glm4moe granitehybrid maple minimax-m2 minimax-m3 nemotron_h_moe qwen3next
-qwen35moe
-"""
-
-_ROTATES_WHOLE_HEAD = frozenset(_WHOLE_ROTATION.split())
-"""Architectures whose graph asserts that keys, values and rotation are equally wide."""
-
-_EQUAL_HEADS = _ROTATES_WHOLE_HEAD | frozenset(_PARTIAL_ROTATION.split())
-"""Architectures whose graph asserts that keys and values are equally wide."""
-
-_NEEDS_GATING = frozenset(("dots1", "minimax-m2", "smallthinker", "hy_v4"))
-"""Architectures that abort without expert_gating_func."""
 
 
 class _Hparams:
@@ -141,12 +79,12 @@ def _check_presence(hparams: _Hparams) -> None:
     for key in ("block_count", "context_length", "embedding_length", "attention.head_count"):
         if hparams.value(key) is None:
             raise hparams.error(key, "is needed", "missing")
-    if hparams.architecture in _NEEDS_GATING and hparams.value("expert_gating_func") is None:
+    if hparams.architecture in NEEDS_GATING and hparams.value("expert_gating_func") is None:
         raise hparams.error("expert_gating_func", "is needed", "missing")
 
 
 def _check_ranges(hparams: _Hparams) -> None:
-    for key, (least, most) in _RANGES.items():
+    for key, (least, most) in RANGES.items():
         value = hparams.value(key)
         for element in value if isinstance(value, tuple) else (value,):
             if element is None:
@@ -188,20 +126,36 @@ def _check_head_widths(hparams: _Hparams) -> None:
         raise hparams.error(
             "rope.dimension_count", f"should be even and at most the head's {key_width}", rotated
         )
-    if hparams.architecture in _EQUAL_HEADS and key_width != value_width:
+    if hparams.architecture in EQUAL_HEADS and key_width != value_width:
         raise hparams.error("attention.value_length", f"should be {key_width}", value_width)
-    if hparams.architecture in _ROTATES_WHOLE_HEAD and rotated != key_width:
+    if hparams.architecture in ROTATES_WHOLE_HEAD and rotated != key_width:
         raise hparams.error("rope.dimension_count", f"should be {key_width}", rotated)
-    if hparams.value("attention.kv_lora_rank") is not None:
-        whole = hparams.integer("attention.key_length_mla", 0) or key_width
-        if rotated >= whole:
-            raise hparams.error("rope.dimension_count", f"should be below {whole}", rotated)
+    if hparams.architecture in ROTATES and not rotated:
+        raise hparams.error("rope.dimension_count", "should be above zero", rotated)
+
+
+def _check_latent_attention(hparams: _Hparams) -> None:
+    if hparams.architecture not in LATENT:
+        return
+    rank = hparams.integer("attention.kv_lora_rank", 0)
+    rotated = hparams.integer("rope.dimension_count", 0)
+    key_width = hparams.integer("attention.key_length", 0)
+    whole = hparams.integer("attention.key_length_mla", 0)
+    if not 0 < rotated < (whole or key_width):
+        raise hparams.error("rope.dimension_count", f"should be 1 to {whole or key_width}", rotated)
+    if not whole:
+        return  # an old file, whose keys are kept whole
+    if key_width != rank + rotated:
+        raise hparams.error("attention.key_length", f"should be {rank + rotated}", key_width)
+    n_kv_heads = hparams.integer("attention.head_count_kv", 0)
+    if n_kv_heads != 1:
+        raise hparams.error("attention.head_count_kv", "should be 1", n_kv_heads)
 
 
 def _check_rope_scaling(hparams: _Hparams) -> None:
     value = hparams.value("rope.scaling.type")
-    if value is not None and value not in _ROPE_SCALINGS:
-        raise hparams.error("rope.scaling.type", f"should be one of {_ROPE_SCALINGS}", value)
+    if value is not None and value not in ROPE_SCALINGS:
+        raise hparams.error("rope.scaling.type", f"should be one of {ROPE_SCALINGS}", value)
 
 
 def _check_expert_groups(hparams: _Hparams) -> None:
@@ -220,7 +174,10 @@ def _check_expert_groups(hparams: _Hparams) -> None:
 
 def _check_sliding_window(hparams: _Hparams) -> None:
     pattern = hparams.value("attention.sliding_window_pattern")
-    if not hparams.integer("attention.sliding_window", 0) or pattern is None:
+    window = hparams.integer("attention.sliding_window", 0)
+    if not window and hparams.architecture in NEEDS_WINDOW:
+        raise hparams.error("attention.sliding_window", "should be above zero", window)
+    if not window or pattern is None:
         return
     if pattern == 1 or (isinstance(pattern, tuple) and not any(pattern)):
         raise hparams.error(
@@ -254,6 +211,7 @@ _CHECKS: tuple[Callable[[_Hparams], None], ...] = (
     _check_finite,
     _check_heads,
     _check_head_widths,
+    _check_latent_attention,
     _check_rope_scaling,
     _check_expert_groups,
     _check_sliding_window,

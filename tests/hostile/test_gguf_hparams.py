@@ -87,6 +87,8 @@ def zoo_names() -> list[str]:
         ("rope.dimension_count", "u32", 10),
         ("rope.freq_base", "f32", -1.0),
         ("rope.freq_base", "f32", math.inf),
+        ("rope.freq_base", "f32", 0.0),
+        ("rope.scaling.yarn_log_multiplier", "f32", 1e6),
         ("rope.scaling.factor", "f32", math.nan),
         ("rope.scaling.type", "str", "yarm"),
         ("rope.scaling.original_context_length", "u32", 0),
@@ -140,12 +142,40 @@ def test_what_other_architectures_may_say(
     check(tiny("step35").with_key(f"step35.{key}", kind, value), tmp_path)
 
 
-def test_latent_attention_needs_room_beside_the_rotation(tmp_path: Path) -> None:
-    raw = tiny("deepseek2").with_key("deepseek2.attention.kv_lora_rank", "u32", 16)
-    raw = raw.with_key("deepseek2.attention.key_length", "u32", 24)
-    check(raw.with_key("deepseek2.rope.dimension_count", "u32", 8), tmp_path)
-    raw = raw.with_key("deepseek2.rope.dimension_count", "u32", 24)
-    refuse(raw, tmp_path, "should be below 24")
+def latent(**changes: int) -> RawGguf:
+    """Return the tiny model with latent attention as deepseek2 has it."""
+    keys = {
+        "attention.kv_lora_rank": 16,
+        "attention.key_length": 24,
+        "attention.value_length": 16,
+        "attention.key_length_mla": 20,
+        "attention.head_count_kv": 1,
+        "rope.dimension_count": 8,
+    }
+    raw = tiny("deepseek2")
+    for key, value in (keys | {name.replace("__", "."): n for name, n in changes.items()}).items():
+        raw = raw.with_key(f"deepseek2.{key}", "u32", value)
+    return raw
+
+
+def test_latent_attention(tmp_path: Path) -> None:
+    check(latent(), tmp_path)
+    check(latent(attention__key_length_mla=0, attention__head_count_kv=4), tmp_path)
+    refuse(latent(attention__key_length=26), tmp_path, "key_length should be 24")
+    refuse(latent(attention__head_count_kv=2), tmp_path, "head_count_kv should be 1")
+    refuse(latent(attention__key_length_mla=8), tmp_path, "dimension_count should be 1 to 8")
+    refuse(latent(rope__dimension_count=0), tmp_path, "dimension_count should be 1 to 20")
+
+
+def test_an_architecture_that_crashes_without_a_window(tmp_path: Path) -> None:
+    refuse(tiny("afmoe"), tmp_path, "afmoe.attention.sliding_window should be above zero")
+    check(tiny("afmoe").with_key("afmoe.attention.sliding_window", "u32", 64), tmp_path)
+
+
+def test_no_rotation_at_all(tmp_path: Path) -> None:
+    refuse(tiny("gpt-oss").with_key("gpt-oss.rope.dimension_count", "u32", 0), tmp_path, "above")
+    key = "granitehybrid.rope.dimension_count"
+    check(tiny("granitehybrid").with_key(key, "u32", 0), tmp_path)
 
 
 def test_expert_groups(tmp_path: Path) -> None:
