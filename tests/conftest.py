@@ -25,6 +25,7 @@ def zoo_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
 
     return path
 
+
 # --- the demo model -------------------------------------------------------------------------------
 
 
