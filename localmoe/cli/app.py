@@ -1,0 +1,59 @@
+"""The command `localmoe`: its subcommands, and how every error ends."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from typing import Annotated
+
+import typer
+
+from localmoe import LocalMoeError, __version__
+from localmoe.cli import run
+from localmoe.cli.terminal import discard_output, error_line
+
+_EXIT_ERROR = 1
+_EXIT_INTERRUPTED = 128 + signal.SIGINT
+
+app = typer.Typer(
+    name="localmoe",
+    help="Run Mixture-of-Experts models that are larger than memory.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    # Boxes and colours are for people.
+    rich_markup_mode="rich" if sys.stdout is not None and sys.stdout.isatty() else None,
+)
+app.command("run", help=run.HELP)(run.run)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"localmoe {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Take the options that stand before a command."""
+
+
+def main() -> None:
+    """Run the command line and exit: 0, 1 for an error, 2 for wrong usage, 130 after Ctrl-C."""
+    try:
+        app(prog_name="localmoe")
+    except LocalMoeError as error:
+        error_line(str(error))
+        sys.exit(_EXIT_ERROR)
+    except KeyboardInterrupt:
+        sys.exit(_EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        discard_output()
+        sys.exit(_EXIT_ERROR)

@@ -1,0 +1,65 @@
+"""The chat on a terminal: read, answer, say what it cost."""
+
+from __future__ import annotations
+
+import sys
+
+from rich.text import Text
+
+from localmoe.backends.base import Engine
+from localmoe.chat.session import ChatSession
+from localmoe.cli.answering import show_answer, summary
+from localmoe.cli.chat_commands import ChatCommands
+from localmoe.cli.line_editor import LineEditor
+from localmoe.cli.render import view_for
+from localmoe.cli.terminal import console_for, error_line
+from localmoe.errors import LocalMoeError
+
+_WELCOME = "/help lists the commands, Ctrl-D leaves."
+_HINT = "/exit or Ctrl-D leaves the chat."
+
+
+class Chat:
+    """Goes on until the person leaves. An error ends an answer, not the chat."""
+
+    def __init__(
+        self, session: ChatSession, engine: Engine, editor: LineEditor | None = None
+    ) -> None:
+        self._session, self._engine = session, engine
+        self._editor = editor or LineEditor()
+        self._commands = ChatCommands(session, engine)
+        self._console = console_for(sys.stdout)
+
+    def run(self) -> None:
+        """Chat."""
+        self._say(_WELCOME)
+        while True:
+            try:
+                line = self._editor.read()
+            except EOFError:
+                return
+            except KeyboardInterrupt:
+                if not self._editor.abandoned:
+                    self._say(_HINT)
+                continue
+            if not line.strip():
+                continue
+            outcome = self._commands.run(line)
+            if outcome is None:
+                self._answer(line)
+            elif outcome.leaves:
+                return
+            else:
+                self._say(outcome.text)
+
+    def _answer(self, question: str) -> None:
+        try:
+            answer, _ = show_answer(self._session, question, view_for(sys.stdout))
+        except LocalMoeError as error:
+            error_line(str(error))
+            return
+        self._say(summary(self._engine, answer))
+        self._console.print()
+
+    def _say(self, text: str) -> None:
+        self._console.print(Text(text, style="dim"))

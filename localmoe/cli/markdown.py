@@ -1,0 +1,48 @@
+"""Markdown as chat models write it."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+from rich.console import JustifyMethod
+from rich.markdown import Heading, Markdown, MarkdownElement
+
+# Without HTML: tags such as <think> or <b> are text to show, not markup to hide.
+_PARSER = MarkdownIt("commonmark", {"html": False}).enable(["strikethrough", "table"])
+
+
+class _LeftHeading(Heading):
+    LEVEL_ALIGN: ClassVar[dict[str, JustifyMethod]] = {f"h{n}": "left" for n in range(1, 7)}
+
+
+class ChatMarkdown(Markdown):
+    """Rich's Markdown with every line break kept and all headings on the left."""
+
+    elements: ClassVar[dict[str, type[MarkdownElement]]] = {
+        **Markdown.elements,
+        "heading_open": _LeftHeading,
+    }
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text, code_theme="ansi_dark")
+        self.parsed = _PARSER.parse(text)
+        for token in self.parsed:
+            for child in token.children or ():
+                # Poems and addresses come with single newlines.
+                if child.type == "softbreak":
+                    child.type, child.tag = "hardbreak", "br"
+
+
+def split_finished(text: str) -> tuple[str, str]:
+    """Split before the last top-level block, which may still grow; either part may be ""."""
+    starts = [token.map[0] for token in _PARSER.parse(text) if _begins_block(token) and token.map]
+    if len(starts) < 2:
+        return "", text
+    lines = text.split("\n")
+    return "\n".join(lines[: starts[-1]]) + "\n", "\n".join(lines[starts[-1] :])
+
+
+def _begins_block(token: Token) -> bool:
+    return token.level == 0 and token.nesting >= 0

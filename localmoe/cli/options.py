@@ -1,0 +1,119 @@
+"""The options that commands share, and the places that the environment names."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from localmoe.errors import SettingsError
+
+_UNITS = {
+    **{"b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40},
+    **{"kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40},
+    **{"kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12},
+}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?|\.\d+)\s*([a-z]*)", re.ASCII)
+_MAX_NBYTES = 1 << 60
+
+
+def parse_size(text: str) -> int:
+    """Return the bytes of a size such as 3GiB, 3072MB or 1.5G. Raises SettingsError.
+
+    K, M, G and T count in 1024s, as KiB, MiB, GiB and TiB do; KB, MB, GB and TB count in 1000s.
+    """
+    match = _SIZE.fullmatch(text.strip().lower())
+    unit = match.group(2) if match else None
+    if not match or unit is None or (unit and unit not in _UNITS):
+        raise SettingsError(f"{text!r} is not a size. Write it like 3GiB, 3072MB or 500M")
+    if not unit:
+        raise SettingsError(f"{text!r} has no unit. Write it like {text.strip()}GiB or 3072MB")
+    nbytes = int(float(match.group(1)) * _UNITS[unit])
+    if not 1 <= nbytes <= _MAX_NBYTES:
+        raise SettingsError(f"{text!r} is no usable size: it must lie between 1 byte and 1 EiB")
+    return nbytes
+
+
+def cache_dir() -> Path:
+    """Return the folder for files that can be made again: $LOCALMOE_CACHE, or the system's."""
+    own = os.environ.get("LOCALMOE_CACHE")
+    if own:
+        return Path(own).expanduser()
+    xdg = os.environ.get("XDG_CACHE_HOME")
+    if xdg and Path(xdg).is_absolute():
+        return Path(xdg) / "localmoe"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "localmoe"
+    return Path.home() / ".cache" / "localmoe"
+
+
+def _size_option(text: str) -> int:
+    try:
+        return parse_size(text)
+    except SettingsError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+Memory = Annotated[
+    int | None,
+    typer.Option(
+        "--memory",
+        metavar="SIZE",
+        parser=_size_option,
+        envvar="LOCALMOE_MEMORY",
+        help="Memory for everything together, such as 3GiB or 3072MB. "
+        "Default: what is available, less a margin.",
+    ),
+]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        "--threads",
+        metavar="N",
+        min=1,
+        max=4096,
+        envvar="LOCALMOE_THREADS",
+        help="Threads that compute. Default: all cores that this process may use.",
+    ),
+]
+Context = Annotated[
+    int,
+    typer.Option(
+        "--context",
+        metavar="N",
+        min=16,
+        max=1 << 24,
+        help="Tokens of the conversation that fit at once.",
+    ),
+]
+ExpertsUsed = Annotated[
+    int | None,
+    typer.Option(
+        "--experts-used",
+        metavar="N",
+        min=1,
+        help="Experts per token, instead of the model's own number. Lossy: the model says other "
+        "things than it was trained to; for experiments only.",
+    ),
+]
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What `localmoe run` was told besides the model and the prompt; None: not told."""
+
+    memory_bytes: int | None = None
+    context_tokens: int = 4096
+    threads: int | None = None
+    experts_used: int | None = None
+    max_tokens: int | None = None
+    sampling: dict[str, float | None] = field(default_factory=dict)
+    """temperature, top_k, top_p, min_p, seed."""
+    system: str | None = None
+    raw: bool = False
+    stats_path: Path | None = None

@@ -1,0 +1,108 @@
+"""From a request to answers: load, open a session, answer or chat, write the figures."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from localmoe import Settings, load
+from localmoe.backends.base import Engine
+from localmoe.chat.sampling import Sampler, SamplingOptions
+from localmoe.chat.session import ChatSession
+from localmoe.chat.templates import PlainText, Renderer, renderer_for
+from localmoe.cli.answering import show_answer, summary
+from localmoe.cli.options import RunOptions, cache_dir
+from localmoe.cli.progress import progress_bar
+from localmoe.cli.render import view_for
+from localmoe.cli.request import Request
+from localmoe.cli.stats_file import check_writable, stats_of, write_stats
+from localmoe.cli.terminal import dim_line
+from localmoe.errors import SettingsError
+
+_DEMO_NOTE = (
+    "This is a small demonstration model, which makes mistakes. "
+    "To run a large one: localmoe run MODEL.gguf --memory 8GiB"
+)
+
+
+def execute(request: Request, options: RunOptions) -> None:
+    """Do what was asked. Raises LocalMoeError; KeyboardInterrupt when one answer was broken off."""
+    _check(options)
+    with _engine(request.model, options) as engine:
+        session = _session(engine, options)
+        try:
+            if request.prompt is None:
+                _chat(session, engine)
+            else:
+                if request.asks_default:
+                    dim_line(f"No prompt was given, so this is asked: {request.prompt}")
+                _answer_once(session, engine, request.prompt)
+        finally:
+            if options.stats_path:
+                write_stats(options.stats_path, stats_of(engine, session.usage))
+
+
+def _check(options: RunOptions) -> None:
+    """Raise SettingsError for what would fail after a long load."""
+    SamplingOptions.merged(options.sampling, {})
+    if options.raw and options.system:
+        raise SettingsError(
+            "--system needs a chat template, and --raw sends none: drop one of them"
+        )
+    if options.stats_path:
+        check_writable(options.stats_path)
+
+
+@contextmanager
+def _engine(model: Path | None, options: RunOptions) -> Iterator[Engine]:
+    settings = Settings(
+        memory_bytes=options.memory_bytes,
+        context_tokens=options.context_tokens,
+        threads=options.threads,
+        experts_used=options.experts_used,
+    )
+    with progress_bar() as progress:
+        if model is None:
+            from localmoe.demo.builder import demo_model
+
+            model = demo_model(cache_dir(), progress)
+            is_demo = True
+        else:
+            is_demo = False
+        engine = load(model, settings, progress)
+    with engine:
+        if is_demo:
+            dim_line(_DEMO_NOTE)
+        yield engine
+
+
+def _session(engine: Engine, options: RunOptions) -> ChatSession:
+    renderer: Renderer = PlainText()
+    if not options.raw:
+        renderer, note = renderer_for(engine)
+        if note:
+            dim_line(note)
+    sampling = SamplingOptions.merged(options.sampling, engine.generation_defaults)
+    return ChatSession(
+        engine,
+        renderer,
+        sampler=Sampler(sampling),
+        system=options.system,
+        max_tokens=options.max_tokens,
+    )
+
+
+def _answer_once(session: ChatSession, engine: Engine, prompt: str) -> None:
+    answer, interrupts = show_answer(session, prompt, view_for(sys.stdout))
+    if sys.stderr.isatty():
+        dim_line(summary(engine, answer))
+    if interrupts:
+        raise KeyboardInterrupt
+
+
+def _chat(session: ChatSession, engine: Engine) -> None:
+    from localmoe.cli.chat_ui import Chat
+
+    Chat(session, engine).run()
