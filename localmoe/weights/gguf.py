@@ -44,7 +44,7 @@ def read_catalog(path: str | Path) -> Catalog:
 def build_catalog(headers: Sequence[GgufHeader]) -> Catalog:
     """Return the catalog of a model whose shards have these headers, as read_shards gives them."""
     first = headers[0]
-    architecture = _architecture(first)
+    architecture = architecture_of(first)
     n_layers = _layers_in_use(first, architecture)
     found: dict[int, _Layer] = {}
     resident: list[ResidentTensor] = []
@@ -81,7 +81,8 @@ def build_catalog(headers: Sequence[GgufHeader]) -> Catalog:
     )
 
 
-def _architecture(header: GgufHeader) -> str:
+def architecture_of(header: GgufHeader) -> str:
+    """Return the architecture that the metadata name. Raises ModelFormatError."""
     value = header.metadata.get("general.architecture")
     if not isinstance(value, str) or not value:
         raise ModelFormatError(

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from localmoe.errors import ModelFormatError, UnsupportedModelError
+from localmoe.weights.gguf import architecture_of
 from localmoe.weights.gguf_header import GgufHeader
 from localmoe.weights.gguf_values import Value
 from localmoe.weights.hparam_limits import (
@@ -32,7 +33,7 @@ class _Hparams:
 
     def __init__(self, header: GgufHeader) -> None:
         self.header, self.path = header, header.path
-        self.architecture = str(header.metadata["general.architecture"])
+        self.architecture = architecture_of(header)
 
     def value(self, key: str) -> Value | None:
         return self.header.metadata.get(f"{self.architecture}.{key}")
@@ -64,8 +65,7 @@ class _Hparams:
 def check_hparams(headers: Sequence[GgufHeader]) -> None:
     """Refuse a model that llama.cpp would abort the process for. Takes all of its shards.
 
-    Expects headers from which build_catalog made a catalog. Raises ModelFormatError,
-    UnsupportedModelError.
+    Raises ModelFormatError, UnsupportedModelError.
     """
     hparams = _Hparams(headers[0])
     for check in _CHECKS:

@@ -117,6 +117,12 @@ def test_missing_keys(tmp_path: Path, key: str) -> None:
     refuse(tiny().without_key(f"{A}.{key}"), tmp_path, f"{A}.{key} is needed, but is missing")
 
 
+def test_no_architecture(tmp_path: Path) -> None:
+    raw = tiny().without_key("general.architecture").write(tmp_path / "f.gguf")
+    with pytest.raises(ModelFormatError, match="should name the model's architecture"):
+        check_hparams(read_shards(raw))
+
+
 def test_an_architecture_that_cannot_do_without_its_gating(tmp_path: Path) -> None:
     refuse(tiny("dots1"), tmp_path, "dots1.expert_gating_func is needed")
     check(tiny("dots1").with_key("dots1.expert_gating_func", "u32", 2), tmp_path)
