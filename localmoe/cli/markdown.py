@@ -6,8 +6,9 @@ from typing import ClassVar
 
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
-from rich.console import JustifyMethod
-from rich.markdown import Heading, Markdown, MarkdownElement
+from rich.console import Console, ConsoleOptions, JustifyMethod, RenderResult
+from rich.markdown import CodeBlock, Heading, Markdown, MarkdownElement
+from rich.syntax import Syntax
 
 # Without HTML: tags such as <think> or <b> are text to show, not markup to hide.
 _PARSER = MarkdownIt("commonmark", {"html": False}).enable(["strikethrough", "table"])
@@ -17,16 +18,26 @@ class _LeftHeading(Heading):
     LEVEL_ALIGN: ClassVar[dict[str, JustifyMethod]] = {f"h{n}": "left" for n in range(1, 7)}
 
 
+class _PlainCodeBlock(CodeBlock):
+    """Code in the terminal's own colours, without the empty lines above and below."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        code = str(self.text).rstrip()
+        yield Syntax(code, self.lexer_name, theme="ansi_dark", word_wrap=True, padding=(0, 2))
+
+
 class ChatMarkdown(Markdown):
     """Rich's Markdown with every line break kept and all headings on the left."""
 
     elements: ClassVar[dict[str, type[MarkdownElement]]] = {
         **Markdown.elements,
         "heading_open": _LeftHeading,
+        "fence": _PlainCodeBlock,
+        "code_block": _PlainCodeBlock,
     }
 
     def __init__(self, text: str) -> None:
-        super().__init__(text, code_theme="ansi_dark")
+        super().__init__(text)
         self.parsed = _PARSER.parse(text)
         for token in self.parsed:
             for child in token.children or ():

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from typing import Protocol, Self, TextIO
 
-from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
-from rich.live import Live
-from rich.segment import Segment
-from rich.spinner import Spinner
-from rich.text import Text
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.control import Control
+from rich.segment import ControlType, Segment
+from rich.style import Style
 
 from localmoe.cli.markdown import ChatMarkdown, split_finished
 from localmoe.cli.terminal import console_for, without_controls
 
-_REFRESHES_PER_SECOND = 8
+_SECONDS_BETWEEN_DRAWINGS = 0.08
 
 
 class AnswerView(Protocol):
@@ -34,7 +34,9 @@ class AnswerView(Protocol):
 
 def view_for(stream: TextIO) -> AnswerView:
     """Return the view that suits a stream."""
-    return MarkdownView(console_for(stream)) if stream.isatty() else PlainView(stream)
+    console = console_for(stream)
+    can_redraw = console.is_terminal and not console.is_dumb_terminal
+    return MarkdownView(console) if can_redraw else PlainView(stream)
 
 
 class PlainView:
@@ -65,72 +67,69 @@ class MarkdownView:
     """Finished blocks are printed for good; only the last, open one is drawn again and again.
 
     Of an open block that is higher than the screen, its end is shown; it appears whole when it is
-    finished. So nothing flickers and nothing is cut.
+    finished. So nothing is cut. Each change is one write, and no thread draws, so nothing flickers
+    and the engine keeps its cores.
     """
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._open = ""
         self._has_printed = False
-        self._waiting = "reading the prompt"
-        self._spinner = Spinner("dots", style="dim")
-        self._live = Live(
-            get_renderable=self._render,
-            console=console,
-            transient=True,
-            refresh_per_second=_REFRESHES_PER_SECOND,
-            redirect_stdout=False,
-            redirect_stderr=False,
-            vertical_overflow="crop",
-        )
+        self._drawn_lines = 0
+        self._next_drawing = 0.0
 
     def __enter__(self) -> Self:
-        self._live.start(refresh=True)
+        self._console.show_cursor(False)
         return self
 
     def __exit__(self, *_: object) -> None:
-        rest, self._open, self._waiting = self._open, "", ""
-        self._live.stop()
-        self._print(rest)
+        self._draw(finished=self._open)
+        self._console.show_cursor(True)
 
     def progress(self, stage: str, done: int, total: int) -> None:
         """Say how much of the prompt has been read."""
-        self._waiting = f"reading the prompt, {done} of {total} tokens"
+        if done < total:
+            self._draw(note=f"reading the prompt, {done} of {total} tokens")
 
     def write(self, piece: str) -> None:
         """Add a piece of the answer."""
         self._open += without_controls(piece)
+        finished = ""
         if "\n" in piece:
             finished, self._open = split_finished(self._open)
-            self._print(finished)
+        now = time.monotonic()
+        if finished or now >= self._next_drawing:
+            self._draw(finished, live=self._open)
+            self._next_drawing = now + _SECONDS_BETWEEN_DRAWINGS
 
-    def _print(self, text: str) -> None:
-        if text.strip():
-            if self._has_printed:
-                self._console.print()
-            self._console.print(ChatMarkdown(text))
-            self._has_printed = True
+    def _draw(self, finished: str = "", live: str = "", note: str = "") -> None:
+        """Replace what was drawn last by finished text, which stays, and by what may change."""
+        lines = self._block(finished)
+        self._has_printed = self._has_printed or bool(lines)
+        room = max(self._console.height - 2, 1)
+        tail = self._block(live)[-room:] or ([[Segment(note, Style(dim=True))]] if note else [])
+        erase = (ControlType.CURSOR_UP, 1), (ControlType.ERASE_IN_LINE, 2)
+        frame = _Frame(Control(*erase * self._drawn_lines).segment, lines + tail)
+        self._console.print(frame, end="")
+        self._drawn_lines = len(tail)
 
-    def _render(self) -> RenderableType:
-        if self._open.strip():
-            return _Tail(self._open, self._has_printed)
-        if self._waiting and not self._has_printed:
-            self._spinner.update(text=Text(self._waiting, style="dim"))
-            return self._spinner
-        return Text("")
+    def _block(self, text: str) -> list[list[Segment]]:
+        """Return the rendered lines, with an empty one before them if something stands above."""
+        if not text.strip():
+            return []
+        lines = self._console.render_lines(ChatMarkdown(text), pad=False)
+        filled = [i for i, line in enumerate(lines) if any(each.text.strip() for each in line)]
+        if not filled:
+            return []
+        return [[]] * self._has_printed + lines[filled[0] : filled[-1] + 1]
 
 
-class _Tail:
-    """As many of the last lines of an open block as the screen has room for."""
-
-    def __init__(self, text: str, after_block: bool) -> None:
-        self._text, self._after_block = text, after_block
+class _Frame:
+    def __init__(self, control: Segment, lines: list[list[Segment]]) -> None:
+        self._control, self._lines = control, lines
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        height = max(console.height - 2, 1)
-        lines = console.render_lines(ChatMarkdown(self._text), options, pad=False)
-        if self._after_block:
-            yield Segment.line()
-        for line in lines[-height:]:
+        yield self._control
+        for line in self._lines:
             yield from line
             yield Segment.line()

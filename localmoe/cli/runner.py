@@ -21,10 +21,7 @@ from localmoe.cli.stats_file import check_writable, stats_of, write_stats
 from localmoe.cli.terminal import dim_line
 from localmoe.errors import SettingsError
 
-_DEMO_NOTE = (
-    "This is a small demonstration model, which makes mistakes. "
-    "To run a large one: localmoe run MODEL.gguf --memory 8GiB"
-)
+_DEMO_NOTE = "A small demonstration model. A large one: localmoe run FILE.gguf --memory 8GiB"
 
 
 def execute(request: Request, options: RunOptions) -> None:
