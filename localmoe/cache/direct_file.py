@@ -51,12 +51,12 @@ class DirectFile:
         """
         lead = offset % self.block
         if not self.direct:
-            self._fill(memory.view[start : start + nbytes], offset, nbytes)
+            self._fill(memory, range(start, start + nbytes), offset, nbytes)
             self._drop_pages(offset, nbytes)
             return
         target = start - lead if start % self.block == lead else start
         length = round_up(lead + nbytes, self.block)
-        self._fill(memory.view[target : target + length], offset - lead, lead + nbytes)
+        self._fill(memory, range(target, target + length), offset - lead, lead + nbytes)
         if target + lead != start:
             address = memory.address + start
             ctypes.memmove(address, address + lead, nbytes)  # releases the GIL
@@ -67,14 +67,16 @@ class DirectFile:
             os.close(self._fd)
             self._fd = -1
 
-    def _fill(self, view: memoryview, offset: int, needed: int) -> None:
-        """Read at least `needed` bytes into `view`; the rest of it is slack."""
+    def _fill(self, memory: HostMemory, room: range, offset: int, needed: int) -> None:
+        """Read at least `needed` bytes into the start of `room`; the rest of it is slack."""
         done = 0
         while done < needed:
-            try:
-                got = self._preadv(self._fd, [view[done:]], offset + done)
-            except OSError as error:
-                raise ExpertReadError(self.path, offset, needed, error) from error
+            # Released at once: a view in the traceback of an error would keep the memory mapped.
+            with memory.view[room.start + done : room.stop] as view:
+                try:
+                    got = self._preadv(self._fd, [view], offset + done)
+                except OSError as error:
+                    raise ExpertReadError(self.path, offset, needed, error) from error
             if got <= 0 or (done + got < needed and got < self.block):
                 raise ExpertReadError(self.path, offset, needed, None)
             # After a short direct read the next one must start on a block again.

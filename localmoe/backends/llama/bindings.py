@@ -281,16 +281,16 @@ def _prove_parameters(proof: _Proof) -> None:
 
 
 def _prove() -> None:
-    proof = _Proof()
-    _prove_tensor(proof)
-    _prove_buffers(proof)
-    _prove_parameters(proof)
-    if proof.wrong:
-        raise EngineVersionError(
-            "the llama.cpp library does not have the layout that localmoe knows: "
-            + "; ".join(proof.wrong)
-            + f". Reinstall llama-cpp-python=={TESTED_VERSIONS[-1]}."
-        )
+    """Raise EngineVersionError at the first disagreement: what comes later relies on it."""
+    for step in (_prove_tensor, _prove_buffers, _prove_parameters):
+        proof = _Proof()
+        step(proof)
+        if proof.wrong:
+            raise EngineVersionError(
+                "the llama.cpp library does not have the layout that localmoe knows: "
+                + "; ".join(proof.wrong)
+                + f". Reinstall llama-cpp-python=={TESTED_VERSIONS[-1]}."
+            )
 
 
 _prove()

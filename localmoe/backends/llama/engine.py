@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import ctypes as C
 import os
 import time
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from typing import Self
 import numpy as np
 
 from localmoe.backends.base import FloatArray, Logits, Stats
-from localmoe.backends.llama import log
+from localmoe.backends.llama import log, state
 from localmoe.backends.llama.bindings import L
 from localmoe.backends.llama.hook import Hook
 from localmoe.backends.llama.loader import LoadedModel
@@ -26,7 +26,6 @@ from localmoe.errors import ContextFullError, EngineError
 from localmoe.planning.plan import MemoryPlan
 from localmoe.weights.catalog import Catalog
 
-_STATE_MAGIC = 0x4C4D4F45
 _SAMPLING_KEYS = {
     "general.sampling.temp": "temperature",
     "general.sampling.top_k": "top_k",
@@ -158,34 +157,33 @@ class LlamaEngine:
     def save(self, path: Path) -> None:
         """Write the context's state to a temporary name beside `path`, then rename it."""
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        stamp = [*self._stamp(), *self._tokens]
+        stamp = [*state.model_stamp(self._catalog), *self._tokens]
         array = (L.llama_token * len(stamp))(*stamp)
+        log.clear()
         try:
-            written = L.llama_state_seq_save_file(
+            if not L.llama_state_seq_save_file(
                 self._context, str(temporary).encode(), 0, array, len(stamp)
-            )
-            if not written:
+            ):
                 raise EngineError(f"could not write the state to {path}: {log.last_error()}")
+            state.seal(temporary)
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
 
     def restore(self, path: Path) -> None:
-        """Read back a state. Raises EngineError if it is not of this model; then it is empty."""
-        stamp = self._stamp()
+        """Read back a state. Raises EngineError, and keeps what is there, if it is not usable."""
+        stamp = state.model_stamp(self._catalog)
+        state.check(path, stamp, self._plan.context_tokens)
         room = len(stamp) + self._plan.context_tokens
-        array, count = (L.llama_token * room)(), L.ctypes.c_size_t()
+        array, count = (L.llama_token * room)(), C.c_size_t()
         self.truncate(0)
         log.clear()
-        read = L.llama_state_seq_load_file(
-            self._context, str(path).encode(), 0, array, room, L.ctypes.byref(count)
-        )
-        found = list(array[: count.value])
-        if not read or found[: len(stamp)] != stamp:
+        if not L.llama_state_seq_load_file(
+            self._context, str(path).encode(), 0, array, room, C.byref(count)
+        ):
             L.llama_memory_clear(self._memory, True)
-            reason = log.last_error() if not read else "it was written for another model"
-            raise EngineError(f"{path} is not a usable state of this model: {reason}")
-        self._tokens = found[len(stamp) :]
+            raise EngineError(f"{path} does not fit this context: {log.last_error()}")
+        self._tokens = list(array[len(stamp) : count.value])
 
     def stats(self) -> Stats:
         """Return a snapshot of the counters."""
@@ -271,11 +269,3 @@ class LlamaEngine:
             return np.empty((0, n_vocab), np.float32)
         pointer = L.llama_get_logits(self._context)
         return np.ctypeslib.as_array(pointer, (rows, n_vocab)).copy()
-
-    def _stamp(self) -> list[int]:
-        """Return what a saved state must begin with: it names the model by its layout."""
-        digest = hashlib.sha256(self._catalog.architecture.encode())
-        for tensor in self._catalog.resident:
-            digest.update(f"{tensor.name} {tensor.extent.offset} {tensor.extent.nbytes}".encode())
-        words = np.frombuffer(digest.digest()[:12], np.int32)
-        return [_STATE_MAGIC, *(int(w) & 0x7FFFFFFF for w in words)]
