@@ -46,8 +46,8 @@ class ModelSource:
 def open_source(path: str | Path, experts_used: int | None) -> ModelSource:
     """Read and check the headers, then open the files. Raises ModelError, SettingsError."""
     headers = read_shards(path)
-    check_hparams(headers)
     catalog = build_catalog(headers)
+    check_hparams(headers)
     if experts_used is not None:
         fewest = min(layer.n_experts for layer in catalog.layers)
         if experts_used > fewest:
