@@ -16,10 +16,11 @@ ORDER = ("cli", "server", "chat", "backends", "cache", "weights")
 ANYWHERE = ("errors", "settings")
 # Beside that line: planning counts bytes, demo builds a file, the door opens everything but cli.
 ALSO: dict[str, tuple[str, ...]] = {
-    "cli": ("planning", "demo", ""),
+    "cli": ("planning", "demo", "bench", ""),
     "server": ("planning",),
     "backends": ("planning",),
     "planning": ("planning", "cache", "weights"),
+    "bench": ("bench", "backends", "cache", "weights", "planning"),
     "demo": ("demo", "weights"),
     "": ("backends", "planning", "chat", "weights", "cache"),
     "__main__": ("cli",),

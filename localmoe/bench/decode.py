@@ -1,0 +1,163 @@
+"""The decode benchmark of one loaded model: speed, where the time went, and the limit."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from localmoe.backends.base import Stats
+from localmoe.backends.llama.engine import LlamaEngine
+from localmoe.backends.llama.load import load
+from localmoe.bench.device import DeviceSpeed, measure_device
+from localmoe.bench.forced import Forced, force, percentile
+from localmoe.bench.limit import Limit
+from localmoe.bench.machine import describe_machine, describe_versions
+from localmoe.bench.request import DecodeRequest
+from localmoe.bench.tokens import token_stream
+from localmoe.errors import SettingsError
+from localmoe.settings import Progress, available_threads
+
+_RESIDENT_SAMPLES = 16
+Report = dict[str, object]
+
+
+def measure_decode(request: DecodeRequest, progress: Progress | None = None) -> Report:
+    """Load the model, force it along the stream, measure what the machine allows.
+
+    Returns what `--json` prints, but for the peak of memory. Raises LocalMoeError.
+    """
+    with load(request.model, request.settings, progress) as engine:
+        return _Measurement(engine, request, progress).run()
+
+
+@dataclass
+class _Measurement:
+    engine: LlamaEngine
+    request: DecodeRequest
+    progress: Progress | None
+    _tokens: list[int] = field(init=False)
+
+    def run(self) -> Report:
+        """Prefill, decode, then the two limits: the device alone, and the processor alone."""
+        self._check_room()
+        n = self.request.prompt_tokens + self.request.tokens
+        self._tokens = token_stream(n, self.engine.tokenizer.n_vocab)
+        began = time.perf_counter()
+        self.engine.decode(self._tokens[: self.request.prompt_tokens])
+        prefill_seconds = time.perf_counter() - began
+        before = self.engine.stats()
+        forced = self._force()
+        spent = self.engine.stats() - before
+        resident, why_unknown = self._resident_samples()
+        device = measure_device(
+            self.engine.catalog,
+            workers=self.request.settings.read_workers,
+            seconds=self.request.device_seconds,
+        )
+        report = figures(forced, spent, resident, device)
+        return {
+            **report,
+            "load_seconds": self.engine.load_seconds,
+            "budget_bytes": self.engine.plan.budget_bytes,
+            "slots": self.engine.plan.slots,
+            "logits_sha256": forced.logits_sha256[self.request.tokens],
+            "extra": {
+                **self._circumstances(),
+                **_samples(forced, resident, device),
+                "resident_unknown": None if resident else why_unknown,
+                "prefill_tokens_per_second": self.request.prompt_tokens / prefill_seconds,
+            },
+        }
+
+    def _check_room(self) -> None:
+        wanted = self.request.prompt_tokens + self.request.tokens
+        room = self.engine.plan.context_tokens
+        if wanted > room:
+            raise SettingsError(
+                f"{self.request.prompt_tokens} prompt tokens and {self.request.tokens} more do not "
+                f"fit into a context of {room}. Use a larger --context (up to what the model was "
+                "trained for), or fewer --tokens."
+            )
+
+    def _force(self) -> Forced:
+        count, progress = self.request.tokens, self.progress
+
+        def on_token(done: int) -> None:
+            if progress:
+                progress("decoding", done, count)
+
+        tokens = self._tokens[self.request.prompt_tokens :]
+        return force(self.engine.decode, tokens, self.request.hash_after, on_token)
+
+    def _resident_samples(self) -> tuple[tuple[float, ...], str]:
+        """Take the last token back and decode it again: every expert it needs is in a slot.
+
+        Returns seconds per token, and why there are none if there are none.
+        """
+        samples: list[float] = []
+        for _ in range(_RESIDENT_SAMPLES):
+            end = self.engine.position - 1
+            if self.engine.truncate(end) != end:
+                return (), "this model cannot take one token back"
+            misses = self.engine.stats().misses
+            began = time.perf_counter()
+            self.engine.decode(self._tokens[-1:])
+            seconds = time.perf_counter() - began
+            if self.engine.stats().misses == misses:
+                samples.append(seconds)
+        return tuple(samples), "the slots hold fewer experts than one token routes to"
+
+    def _circumstances(self) -> Report:
+        request, catalog = self.request, self.engine.catalog
+        return {
+            "model": {
+                "file": Path(catalog.paths[0]).name,
+                "architecture": catalog.architecture,
+                "resident_bytes": catalog.resident_nbytes,
+                "expert_bytes": catalog.expert_nbytes,
+                "experts": catalog.n_experts_total,
+                "experts_per_token": catalog.token_demand,
+            },
+            "streams": self.engine.plan.streams,
+            "tokens": request.tokens,
+            "prompt_tokens": request.prompt_tokens,
+            "threads": request.settings.threads or available_threads(),
+            "read_workers": request.settings.read_workers,
+            "plan": asdict(self.engine.plan),
+            "machine": describe_machine(),
+            "versions": describe_versions(),
+        }
+
+
+def figures(
+    forced: Forced, spent: Stats, resident: tuple[float, ...], device: DeviceSpeed
+) -> Report:
+    """Return speed, cache and limit. `spent` is of the forced tokens alone."""
+    count = len(forced.token_seconds)
+    compute_seconds = statistics.median(resident) if resident else None
+    read_per_token = spent.read_bytes / count
+    limit = Limit(read_per_token / device.bytes_per_second, compute_seconds)
+    return {
+        "tokens_per_second": forced.tokens_per_second,
+        "hit_rate": spent.hit_rate,
+        "bytes_read_per_token": read_per_token,
+        "stall_seconds_per_token": spent.stall_seconds / count,
+        "device_bytes_per_second": device.bytes_per_second,
+        "resident_tokens_per_second": 1 / compute_seconds if compute_seconds else None,
+        "limit_tokens_per_second": limit.tokens_per_second,
+        "fraction_of_limit": limit.fraction(forced.tokens_per_second),
+    }
+
+
+def _samples(forced: Forced, resident: tuple[float, ...], device: DeviceSpeed) -> Report:
+    return {
+        "token_seconds_p50": percentile(forced.token_seconds, 0.5),
+        "token_seconds_p95": percentile(forced.token_seconds, 0.95),
+        "token_seconds": list(forced.token_seconds),
+        "resident_token_seconds": list(resident),
+        "device_read_bytes": device.mean_read_nbytes,
+        "device_reads": device.reads,
+        "logits_sha256_after": {str(n): value for n, value in forced.logits_sha256.items()},
+    }

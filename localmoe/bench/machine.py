@@ -1,0 +1,45 @@
+"""What a figure was measured on: without that it says nothing."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import re
+from pathlib import Path
+
+import psutil
+
+from localmoe.settings import available_threads
+
+_PACKAGES = ("localmoe", "llama-cpp-python", "numpy")
+
+
+def describe_machine() -> dict[str, object]:
+    """Return processor, cores, memory and kernel. Names no host and no user."""
+    return {
+        "cpu": _cpu_model(),
+        "cores": available_threads(),
+        "memory_bytes": int(psutil.virtual_memory().total),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+    }
+
+
+def describe_versions() -> dict[str, str]:
+    """Return the versions of what a figure depends on."""
+    return {"python": platform.python_version(), **{p: _version(p) for p in _PACKAGES}}
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _cpu_model() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:  # not Linux
+        return platform.processor() or "unknown"
+    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return found[1].strip() if found else platform.processor() or "unknown"

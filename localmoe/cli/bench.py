@@ -1,0 +1,127 @@
+"""`localmoe bench`: options in, one benchmark out."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from localmoe.bench.process import run_child
+from localmoe.bench.request import DecodeRequest, PeerName, PeerRequest
+from localmoe.bench.rounds import PEER_TOKENS_STREAMING, alternate, peer_for
+from localmoe.cli.bench_options import (
+    AsJson,
+    Model,
+    PeerTokens,
+    PromptTokens,
+    Rounds,
+    Slots,
+    Tokens,
+    WithPeer,
+)
+from localmoe.cli.bench_progress import share_bar
+from localmoe.cli.options import Context, ExpertsUsed, Memory, Threads, cache_dir
+from localmoe.cli.progress import progress_bar
+from localmoe.cli.terminal import dim_line
+from localmoe.settings import Settings
+
+HELP = """Measure decode speed, and how close it comes to what the machine allows.
+
+A fixed stream of tokens is decoded one by one, whatever the model would have said. Then, in the
+same run, the device is read as fast as it delivers experts, and the last token is decoded again
+with all its experts in memory. The slower of the two is the limit.
+
+Without MODEL the embedded demonstration model is measured; --experts-used 6 with a small --memory
+makes it stream.
+
+\b
+Examples:
+  localmoe bench decode big.gguf --memory 8GiB
+  localmoe bench decode big.gguf --memory 8GiB --peer mmap --rounds 3
+  localmoe bench decode --memory 200MiB --experts-used 6
+"""
+_CHILD = (sys.executable, "-m", "localmoe.cli.bench_child")
+_CONTEXT_TOKENS = 1024
+
+app = typer.Typer(help="Measure speed.", no_args_is_help=True)
+
+
+@app.command("decode", help=HELP)
+def decode(  # noqa: PLR0913 (the command line's options are this function's parameters)
+    model: Model = None,
+    memory: Memory = None,
+    tokens: Tokens = 64,
+    prompt_tokens: PromptTokens = 32,
+    threads: Threads = None,
+    context: Context = _CONTEXT_TOKENS,
+    as_json: AsJson = False,
+    peer: WithPeer = None,
+    peer_tokens: PeerTokens = None,
+    rounds: Rounds = 1,
+    slots: Slots = None,
+    experts_used: ExpertsUsed = None,
+) -> None:
+    """Build the request, measure, show."""
+    hash_after = () if peer is None else (peer_tokens or min(PEER_TOKENS_STREAMING, tokens),)
+    request = DecodeRequest(
+        model=str(model or _demo_model()),
+        settings=Settings(
+            memory_bytes=memory,
+            context_tokens=context,
+            threads=threads,
+            slots=slots,
+            experts_used=experts_used,
+        ),
+        tokens=tokens,
+        prompt_tokens=prompt_tokens,
+        hash_after=hash_after,
+    )
+    name: PeerName | None = peer.value if peer else None
+    answer = _measure(request, rounds, name and partial(peer_for, request, name, peer_tokens))
+    if as_json:
+        typer.echo(json.dumps(answer))
+        return
+    from localmoe.cli.bench_table import show
+
+    show(answer)
+
+
+def _demo_model() -> Path:
+    from localmoe.demo.builder import demo_model
+
+    with progress_bar() as progress:
+        return demo_model(cache_dir(), progress)
+
+
+def _measure(
+    request: DecodeRequest,
+    rounds: int,
+    make_peer: Callable[[dict[str, Any]], PeerRequest] | None,
+) -> dict[str, Any]:
+    """Measure in this process, or in one process per side and round where there are several."""
+    if rounds == 1 and make_peer is None:
+        return _measure_here(request)
+
+    def run(one: DecodeRequest | PeerRequest) -> dict[str, Any] | None:
+        return run_child(_CHILD, one, os.environ)
+
+    def on_stage(side: str, number: int, count: int) -> None:
+        if sys.stderr.isatty():
+            dim_line(f"round {number} of {count}: {side}")
+
+    return alternate(request, run, rounds, make_peer, on_stage)
+
+
+def _measure_here(request: DecodeRequest) -> dict[str, Any]:
+    from localmoe.bench.decode import measure_decode
+    from localmoe.cli.stats_file import peak_rss_bytes
+
+    with share_bar() as progress:
+        report = measure_decode(request, progress)
+    return {**report, "peak_rss_bytes": peak_rss_bytes()}
