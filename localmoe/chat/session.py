@@ -169,6 +169,9 @@ class ChatSession:
         utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
         token = self._sampler.choose(logits)
         while True:
+            if self._cancelled:
+                answer.finish = "cancelled"
+                return
             is_end = tokenizer.is_end(token)
             piece = utf8.decode(b"" if is_end else tokenizer.token_bytes(token), final=is_end)
             if not is_end:

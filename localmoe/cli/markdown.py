@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import ClassVar
 
 from markdown_it import MarkdownIt
-from markdown_it.token import Token
 from rich.console import Console, ConsoleOptions, JustifyMethod, RenderResult
 from rich.markdown import CodeBlock, Heading, Markdown, MarkdownElement
 from rich.syntax import Syntax
@@ -46,14 +45,17 @@ class ChatMarkdown(Markdown):
                     child.type, child.tag = "hardbreak", "br"
 
 
+def blocks_of(text: str) -> list[str]:
+    """Cut text before each of its top-level blocks; joined they are the text again."""
+    tokens = (token for token in _PARSER.parse(text) if token.level == 0 and token.nesting >= 0)
+    starts = [token.map[0] for token in tokens if token.map]
+    lines = text.split("\n")
+    ends = [*starts[1:], len(lines)]
+    cut = ["\n".join(lines[a:b]) for a, b in zip([0, *starts[1:]], ends, strict=False)]
+    return [f"{block}\n" for block in cut[:-1]] + cut[-1:]
+
+
 def split_finished(text: str) -> tuple[str, str]:
     """Split before the last top-level block, which may still grow; either part may be ""."""
-    starts = [token.map[0] for token in _PARSER.parse(text) if _begins_block(token) and token.map]
-    if len(starts) < 2:
-        return "", text
-    lines = text.split("\n")
-    return "\n".join(lines[: starts[-1]]) + "\n", "\n".join(lines[starts[-1] :])
-
-
-def _begins_block(token: Token) -> bool:
-    return token.level == 0 and token.nesting >= 0
+    *finished, last = blocks_of(text) or [text]
+    return "".join(finished), last

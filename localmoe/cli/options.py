@@ -33,10 +33,10 @@ def parse_size(text: str) -> int:
         raise SettingsError(f"{text!r} is not a size. Write it like 3GiB, 3072MB or 500M")
     if not unit:
         raise SettingsError(f"{text!r} has no unit. Write it like {text.strip()}GiB or 3072MB")
-    nbytes = int(float(match.group(1)) * _UNITS[unit])
+    nbytes = float(match.group(1)) * _UNITS[unit]
     if not 1 <= nbytes <= _MAX_NBYTES:
         raise SettingsError(f"{text!r} is no usable size: it must lie between 1 byte and 1 EiB")
-    return nbytes
+    return int(nbytes)
 
 
 def cache_dir() -> Path:

@@ -10,7 +10,7 @@ from rich.control import Control
 from rich.segment import ControlType, Segment
 from rich.style import Style
 
-from localmoe.cli.markdown import ChatMarkdown, split_finished
+from localmoe.cli.markdown import ChatMarkdown, blocks_of, split_finished
 from localmoe.cli.terminal import console_for, without_controls
 
 _SECONDS_BETWEEN_DRAWINGS = 0.08
@@ -104,24 +104,25 @@ class MarkdownView:
 
     def _draw(self, finished: str = "", live: str = "", note: str = "") -> None:
         """Replace what was drawn last by finished text, which stays, and by what may change."""
-        lines = self._block(finished)
+        lines = self._rendered(finished)
         self._has_printed = self._has_printed or bool(lines)
         room = max(self._console.height - 2, 1)
-        tail = self._block(live)[-room:] or ([[Segment(note, Style(dim=True))]] if note else [])
+        tail = self._rendered(live)[-room:] or ([[Segment(note, Style(dim=True))]] if note else [])
         erase = (ControlType.CURSOR_UP, 1), (ControlType.ERASE_IN_LINE, 2)
         frame = _Frame(Control(*erase * self._drawn_lines).segment, lines + tail)
         self._console.print(frame, end="")
         self._drawn_lines = len(tail)
 
-    def _block(self, text: str) -> list[list[Segment]]:
-        """Return the rendered lines, with an empty one before them if something stands above."""
-        if not text.strip():
-            return []
-        lines = self._console.render_lines(ChatMarkdown(text), pad=False)
-        filled = [i for i, line in enumerate(lines) if any(each.text.strip() for each in line)]
-        if not filled:
-            return []
-        return [[]] * self._has_printed + lines[filled[0] : filled[-1] + 1]
+    def _rendered(self, text: str) -> list[list[Segment]]:
+        """Return the lines of a text, with one empty line before each block but the very first."""
+        lines: list[list[Segment]] = []
+        for block in blocks_of(text):
+            drawn = self._console.render_lines(ChatMarkdown(block), pad=False)
+            filled = [i for i, line in enumerate(drawn) if any(each.text.strip() for each in line)]
+            if filled:
+                lines += [[]] if lines or self._has_printed else []
+                lines += drawn[filled[0] : filled[-1] + 1]
+        return lines
 
 
 class _Frame:

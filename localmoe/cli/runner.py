@@ -13,6 +13,7 @@ from localmoe.chat.sampling import Sampler, SamplingOptions
 from localmoe.chat.session import ChatSession
 from localmoe.chat.templates import PlainText, Renderer, renderer_for
 from localmoe.cli.answering import show_answer, summary
+from localmoe.cli.chat_ui import Chat
 from localmoe.cli.options import RunOptions, cache_dir
 from localmoe.cli.progress import progress_bar
 from localmoe.cli.render import view_for
@@ -31,7 +32,7 @@ def execute(request: Request, options: RunOptions) -> None:
         session = _session(engine, options)
         try:
             if request.prompt is None:
-                _chat(session, engine)
+                Chat(session, engine).run()
             else:
                 if request.asks_default:
                     dim_line(f"No prompt was given, so this is asked: {request.prompt}")
@@ -97,9 +98,3 @@ def _answer_once(session: ChatSession, engine: Engine, prompt: str) -> None:
         dim_line(summary(engine, answer))
     if interrupts:
         raise KeyboardInterrupt
-
-
-def _chat(session: ChatSession, engine: Engine) -> None:
-    from localmoe.cli.chat_ui import Chat
-
-    Chat(session, engine).run()

@@ -1,0 +1,171 @@
+"""The chat: keys, commands, and going on after an error. No model, no terminal."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+
+import pytest
+from prompt_toolkit.application import create_app_session
+from prompt_toolkit.input import PipeInput, create_pipe_input
+from prompt_toolkit.output import DummyOutput
+
+from fake_engine import FakeEngine
+from localmoe.chat.sampling import Sampler, SamplingOptions
+from localmoe.chat.session import ChatSession
+from localmoe.chat.templates import CHATML, ChatTemplate
+from localmoe.cli.chat_commands import NAMES, ChatCommands
+from localmoe.cli.chat_ui import Chat
+from localmoe.cli.interrupts import Interrupts
+from localmoe.cli.line_editor import LineEditor
+from localmoe.errors import ExpertReadError
+
+ALT_ENTER, CTRL_C, CTRL_D = "\x1b\r", "\x03", "\x04"
+PASTE = "\x1b[200~{}\x1b[201~"
+
+
+@pytest.fixture
+def keyboard() -> Iterator[PipeInput]:
+    with create_pipe_input() as pipe, create_app_session(input=pipe, output=DummyOutput()):
+        yield pipe
+
+
+def session_of(engine: FakeEngine) -> ChatSession:
+    sampler = Sampler(SamplingOptions(temperature=0))
+    return ChatSession(engine, ChatTemplate(CHATML), sampler=sampler)
+
+
+def chat(keyboard: PipeInput, engine: FakeEngine, typed: str) -> ChatSession:
+    session = session_of(engine)
+    keyboard.send_text(typed)
+    Chat(session, engine, LineEditor(keyboard, DummyOutput())).run()
+    return session
+
+
+@pytest.mark.parametrize(
+    ("typed", "read"),
+    [
+        ("hello\r", "hello"),
+        (f"one{ALT_ENTER}two\r", "one\ntwo"),
+        ("one\\\rtwo\r", "one\ntwo"),
+        (PASTE.format("a\nb\\\nc") + "\r", "a\nb\\\nc"),
+        ("/stats\r", "/stats"),
+    ],
+)
+def test_keys(keyboard: PipeInput, typed: str, read: str) -> None:
+    keyboard.send_text(typed)
+    assert LineEditor(keyboard, DummyOutput()).read() == read
+
+
+def test_a_chat_answers_each_line_until_ctrl_d(
+    keyboard: PipeInput, capsys: pytest.CaptureFixture[str]
+) -> None:
+    session = chat(keyboard, FakeEngine(), f"hello\r\r  \rworld\r{CTRL_D}")
+    assert [message.content for message in session.history] == ["hello", "hello", "world", "world"]
+    out = capsys.readouterr().out
+    assert "/help" in out
+    assert "hello\n5 tokens, " in out
+
+
+def test_ctrl_c_at_the_prompt_clears_the_line_and_on_an_empty_one_says_how_to_leave(
+    keyboard: PipeInput, capsys: pytest.CaptureFixture[str]
+) -> None:
+    session = chat(keyboard, FakeEngine(), f"draft{CTRL_C}hello\r/exit\r")
+    assert session.history[0].content == "hello"
+    assert "leaves the chat" not in capsys.readouterr().out
+    chat(keyboard, FakeEngine(), f"{CTRL_C}/exit\r")
+    assert "leaves the chat" in capsys.readouterr().out
+
+
+def test_ctrl_c_in_an_answer_stops_the_answer_and_not_the_chat(
+    keyboard: PipeInput, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def press(engine: FakeEngine, tokens: list[int]) -> None:
+        if engine.text.endswith("abc"):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    engine = FakeEngine(before_decode=press)
+    session = chat(keyboard, engine, "abcdef\rnext\r/exit\r")
+    assert [message.content for message in session.history] == ["abcdef", "abcd", "next", "next"]
+    assert "stopped" in capsys.readouterr().out
+
+
+def test_an_error_ends_the_answer_and_not_the_chat(
+    keyboard: PipeInput, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(engine: FakeEngine, tokens: list[int]) -> None:
+        if engine.text.endswith("assistant\n") and len(tokens) == 1:
+            raise ExpertReadError("m.gguf", 5, 10, None)
+
+    session = chat(keyboard, FakeEngine(before_decode=fail), "broken\rnext\r/exit\r")
+    assert session.history[-1].content == "next"
+    captured = capsys.readouterr()
+    assert [message.content for message in session.history] == ["broken", "b", "next", "next"]
+    assert captured.err.startswith("localmoe: could not read 10 bytes at offset 5 of m.gguf")
+    assert captured.err.count("\n") == 1
+
+
+def test_commands_are_carried_out_and_not_said(
+    keyboard: PipeInput, capsys: pytest.CaptureFixture[str]
+) -> None:
+    typed = "one\r/clear\r/system be brief\r/stats\r/nope\r/usr/bin is a folder\r/quit\r"
+    session = chat(keyboard, FakeEngine(), typed)
+    contents = [message.content for message in session.history]
+    assert contents == ["be brief", "/usr/bin is a folder", "/usr/bin is a folder"]
+    out = capsys.readouterr().out
+    assert "System message: be brief" in out
+    assert "no command /nope" in out
+    assert "5 of 20 in memory" in out
+
+
+def test_the_system_message_is_shown_set_and_removed() -> None:
+    engine = FakeEngine()
+    session = session_of(engine)
+    commands = ChatCommands(session, engine)
+
+    def said(line: str) -> str:
+        outcome = commands.run(line)
+        assert outcome is not None
+        return outcome.text
+
+    assert said("/system") == "There is no system message."
+    assert said("/system one\ntwo") == "System message: one\ntwo"
+    assert said("/system") == "System message: one\ntwo"
+    assert said("/system -") == "There is no system message."
+    assert session.system is None
+
+
+def test_every_command_that_is_completed_exists_and_is_in_the_help() -> None:
+    engine = FakeEngine()
+    commands = ChatCommands(session_of(engine), engine)
+    help_text = commands.run("/help")
+    assert help_text is not None
+    for name in NAMES:
+        outcome = commands.run(name)
+        assert outcome is not None
+        assert "no command" not in outcome.text
+        assert name in help_text.text
+
+
+def test_stats_show_speed_and_hits() -> None:
+    engine = FakeEngine()
+    session = session_of(engine)
+    "".join(session.ask("abcd"))
+    outcome = ChatCommands(session, engine).run("/stats")
+    assert outcome is not None
+    assert "4 tokens" in outcome.text
+    assert "75.0 % of requests" in outcome.text
+    assert "100 bytes and 1.0 ms of waiting per token" in outcome.text
+
+
+def test_interrupts_ask_twice_and_break_off_at_the_third() -> None:
+    asked = []
+    before = signal.getsignal(signal.SIGINT)
+    with Interrupts(lambda: asked.append(1)) as interrupts:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        assert (len(asked), interrupts.count) == (2, 2)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
