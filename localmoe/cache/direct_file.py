@@ -38,28 +38,27 @@ class DirectFile:
         """Whether reads bypass the page cache."""
         return self.block > 1
 
-    def room_nbytes(self, nbytes: int) -> int:
-        """Return how much room `read` may touch for a part of this length, slack included."""
-        return nbytes if not self.direct else round_up(nbytes, self.block) + self.block
-
     def read(self, memory: HostMemory, start: int, offset: int, nbytes: int) -> None:
         """Fill memory[start : start + nbytes] from the file at `offset`.
 
         O_DIRECT reads the enclosing aligned range. Where `start` and `offset` agree modulo the
-        block, up to a block before and after is overwritten; else `start` must be aligned, and
-        up to `room_nbytes` from there is. Raises ExpertReadError.
+        block, less than a block before and after is overwritten; else `start` must be aligned, and
+        up to a block more than `nbytes`, rounded up to blocks, is. Raises ExpertReadError.
         """
         lead = offset % self.block
-        if not self.direct:
-            self._fill(memory, range(start, start + nbytes), offset, nbytes)
-            self._drop_pages(offset, nbytes)
-            return
         target = start - lead if start % self.block == lead else start
-        length = round_up(lead + nbytes, self.block)
-        self._fill(memory, range(target, target + length), offset - lead, lead + nbytes)
+        room = range(target, target + round_up(lead + nbytes, self.block))
+        try:
+            complete = self._fill(memory, room, offset - lead, lead + nbytes)
+        except OSError as error:
+            raise ExpertReadError(self.path, offset, nbytes, error) from error
+        if not complete:
+            raise ExpertReadError(self.path, offset, nbytes, None)
         if target + lead != start:
             address = memory.address + start
             ctypes.memmove(address, address + lead, nbytes)  # releases the GIL
+        if not self.direct:
+            self._drop_pages(offset, nbytes)
 
     def close(self) -> None:
         """Close the file. May be called twice."""
@@ -67,24 +66,26 @@ class DirectFile:
             os.close(self._fd)
             self._fd = -1
 
-    def _fill(self, memory: HostMemory, room: range, offset: int, needed: int) -> None:
-        """Read at least `needed` bytes into the start of `room`; the rest of it is slack."""
+    def _fill(self, memory: HostMemory, room: range, offset: int, needed: int) -> bool:
+        """Read at least `needed` bytes to the start of `room`; False if the file ends before."""
         done = 0
         while done < needed:
             # Released at once: a view in the traceback of an error would keep the memory mapped.
             with memory.view[room.start + done : room.stop] as view:
-                try:
-                    got = self._preadv(self._fd, [view], offset + done)
-                except OSError as error:
-                    raise ExpertReadError(self.path, offset, needed, error) from error
-            if got <= 0 or (done + got < needed and got < self.block):
-                raise ExpertReadError(self.path, offset, needed, None)
-            # After a short direct read the next one must start on a block again.
-            done += got if done + got >= needed else got - got % self.block
+                got = self._preadv(self._fd, [view], offset + done)
+            if done + got < needed:
+                # After a short direct read the next one must start on a block again.
+                got -= got % self.block
+                if got == 0:
+                    return False
+            done += got
+        return True
 
     def _drop_pages(self, offset: int, nbytes: int) -> None:
         if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(self._fd, offset, nbytes, os.POSIX_FADV_DONTNEED)
+            first = offset - offset % mmap.PAGESIZE  # the kernel keeps pages named in part only
+            length = round_up(offset + nbytes, mmap.PAGESIZE) - first
+            os.posix_fadvise(self._fd, first, length, os.POSIX_FADV_DONTNEED)
 
 
 def _open_direct(path: str) -> tuple[int, int]:
