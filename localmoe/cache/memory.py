@@ -7,6 +7,8 @@ import mmap
 import sys
 from collections.abc import Callable
 
+from localmoe.errors import BudgetError
+
 HUGE_PAGE_NBYTES = 2 << 20
 _PREFAULT_STEP_NBYTES = 256 << 20
 _MADV_HUGEPAGE = 14  # Linux; absent from Python's mmap module where its headers lacked them
@@ -26,10 +28,20 @@ class HostMemory:
     """
 
     def __init__(self, nbytes: int, guard_nbytes: int = 0) -> None:
-        """Map `nbytes`, followed by `guard_nbytes` of address space that reads as zeros."""
+        """Map `nbytes`, followed by `guard_nbytes` of address space that reads as zeros.
+
+        Raises BudgetError where this process may not have so much address space.
+        """
         self.nbytes = nbytes
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
-        self._map = mmap.mmap(-1, nbytes + guard_nbytes + HUGE_PAGE_NBYTES, flags=flags)
+        total = nbytes + guard_nbytes + HUGE_PAGE_NBYTES
+        try:
+            self._map = mmap.mmap(-1, total, flags=flags)
+        except OSError as error:
+            raise BudgetError(
+                f"could not map {total} bytes of memory: {error.strerror}. "
+                "Use a smaller --memory, or lift the limit on address space (ulimit -v)."
+            ) from error
         anchor = ctypes.c_char.from_buffer(self._map)
         raw = ctypes.addressof(anchor)
         del anchor  # an exported pointer would keep the map from closing
@@ -40,7 +52,10 @@ class HostMemory:
             self._advise(_MADV_HUGEPAGE, 0, self._skip + nbytes)
 
     def prefault(self, on_bytes: Callable[[int], None] | None = None) -> None:
-        """Touch every page now; `on_bytes` is told how many bytes each step added."""
+        """Touch every page now, before anything is stored: older kernels need it overwritten.
+
+        `on_bytes` is told how many bytes each step added.
+        """
         for start in range(0, self.nbytes, _PREFAULT_STEP_NBYTES):
             nbytes = min(_PREFAULT_STEP_NBYTES, self.nbytes - start)
             populated = sys.platform == "linux" and self._advise(
@@ -52,7 +67,7 @@ class HostMemory:
                 on_bytes(nbytes)
 
     def close(self) -> None:
-        """Give the memory back. May be called twice."""
+        """Give the memory back. May be called twice. Raises BufferError while a slice is held."""
         if not self._map.closed:
             self.view.release()
             self._map.close()
