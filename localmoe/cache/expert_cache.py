@@ -24,7 +24,9 @@ class CacheStats:
     read_bytes: int = 0
     """Bytes of experts read on demand, without alignment slack."""
     prefetched: int = 0
-    """Experts read ahead of demand."""
+    """Experts whose reading ahead of demand was begun."""
+    cancelled: int = 0
+    """Those of them that were dropped before they were read."""
 
 
 class Lease:
@@ -96,7 +98,7 @@ class ExpertCache:
         self._pins: dict[ExpertKey, int] = {}
         self._last_use: dict[ExpertKey, int] = {}
         self._clock = 0
-        self._hits = self._misses = self._read_bytes = self._prefetched = 0
+        self._hits = self._misses = self._read_bytes = self._prefetched = self._cancelled = 0
 
     @property
     def maxsize(self) -> int:
@@ -117,7 +119,9 @@ class ExpertCache:
 
     def stats(self) -> CacheStats:
         """Return a snapshot of the counters."""
-        return CacheStats(self._hits, self._misses, self._read_bytes, self._prefetched)
+        return CacheStats(
+            self._hits, self._misses, self._read_bytes, self._prefetched, self._cancelled
+        )
 
     def acquire(self, layer: int, ids: Iterable[int]) -> Lease:
         """Pin these experts of a layer; start reads for those that are not in a slot.
@@ -149,17 +153,18 @@ class ExpertCache:
             self._fetch(missing, class_index, lease)
         return lease
 
-    def prefetch(self, layer: int, ids: Iterable[int], *, protect: int = 0) -> int:
-        """Start to read experts that may be wanted soon; return how many reads were begun.
+    def prefetch(self, layer: int, ids: Iterable[int], *, protect: int = 1) -> int:
+        """Start to read experts that may be wanted soon; return of how many.
 
-        Advisory: takes a free slot, or that of an expert which no demand used in the last
-        `protect` calls of `acquire`. Does nothing while demand reads are queued.
+        Advisory: takes a free slot, or that of an expert which the last `protect` calls of
+        `acquire` did not use and no prefetch began since. Does nothing while demand reads are
+        queued, never waits, and its failures are forgotten.
         """
         class_index = self._pool.class_index(layer)
-        begun = []
-        for expert in dict.fromkeys(ids):
+        begun: list[Load] = []
+        for expert in dict.fromkeys(ids) if self._reader.idle else ():
             key = self._keys[layer][expert]
-            if key in self._slot_of or not self._reader.idle:
+            if key in self._slot_of:
                 continue
             if not self._free[class_index] and not self._has_stale_victim(class_index, protect):
                 break
@@ -173,17 +178,17 @@ class ExpertCache:
 
     def cancel_prefetches(self) -> int:
         """Drop speculative reads that have not begun; return how many experts that were."""
-        dropped = 0
+        before = self._cancelled
         for key in list(self._speculative):
-            load = self._loading.get(key)
-            if load is None or self._complete(load):
-                self._speculative.discard(key)
+            load = self._loading[key]
+            if not self._cancel(load):
                 continue
-            if self._reader.cancel(load):
+            if load.n_remaining or load.error:
                 self._forget(key)
-                dropped += 1
-        self._prefetched -= dropped
-        return dropped
+            else:
+                self._speculative.remove(key)
+                del self._loading[key]
+        return self._cancelled - before
 
     def close(self) -> None:
         """Stop the reads and their threads. The slots belong to whoever made them."""
@@ -225,9 +230,10 @@ class ExpertCache:
         n_held = sum(1 for key in held if self._in(key, class_index))
         count = self._pool.counts[class_index]
         if n_held + len(missing) > count:
+            in_use = n_held + len(missing) - len(keys)
             raise BudgetError(
-                f"layer {keys[0].layer} asks for {len(keys)} experts in one step, and there are "
-                f"{count} slots for its size of experts. "
+                f"layer {keys[0].layer} asks for {len(keys)} experts in one step, and of the "
+                f"{count} slots for experts of their size {in_use} are in use by others. "
                 "Use a smaller prefill chunk or more memory."
             )
 
@@ -239,8 +245,7 @@ class ExpertCache:
         policy = self._policies[class_index]
         if not self._free[class_index]:
             victim = policy.victim(self._pins)
-            if victim is None:
-                raise BudgetError("every slot is in use")
+            assert victim is not None, "the caller made sure that a slot can be had"
             self._evict(victim)
         slot = self._free[class_index].pop()
         self._slot_of[key] = slot
@@ -252,10 +257,17 @@ class ExpertCache:
     def _evict(self, key: ExpertKey) -> None:
         """Free a slot; a read into it must have ended."""
         load = self._loading.get(key)
-        if load is not None and not self._reader.cancel(load):
+        if load is not None and not self._cancel(load):
             self._reader.promote(load)
             load.drain()
         self._forget(key)
+
+    def _cancel(self, load: Load) -> bool:
+        """Drop what is queued for a load; return whether nothing writes to its slot any more."""
+        quiet = self._reader.cancel(load)
+        if quiet and load.n_remaining:
+            self._cancelled += 1
+        return quiet
 
     def _forget(self, key: ExpertKey) -> None:
         class_index = self._pool.class_index(key.layer)
@@ -267,7 +279,10 @@ class ExpertCache:
 
     def _has_stale_victim(self, class_index: int, protect: int) -> bool:
         victim = self._policies[class_index].victim(self._pins)
-        return victim is not None and self._clock - self._last_use[victim] > protect
+        if victim is None or self._clock - self._last_use[victim] < protect:
+            return False
+        load = self._loading.get(victim)
+        return load is None or not load.n_remaining
 
     def _jobs(self, loads: list[Load]) -> Iterable[Job]:
         """All parts of all loads, in the order in which the engine uses them."""
@@ -281,9 +296,6 @@ class ExpertCache:
                 start = self._pool.start(class_index, load.slot) + data_start
                 yield Job(part.expert_extent(load.key.expert), start, load, index)
 
-    def _complete(self, load: Load) -> bool:
-        return all(load.ready(i) for i in range(len(self._layers[load.key.layer].parts)))
-
     def _unpin(self, key: ExpertKey) -> None:
         count = self._pins.pop(key) - 1
         if count:
@@ -292,10 +304,13 @@ class ExpertCache:
     def _release(self, lease: Lease) -> None:
         for load in lease.pending:
             load.drain()
-            self._loading.pop(load.key, None)
         for expert in lease.slots:
             self._unpin(self._keys[lease.layer][expert])
         for load in lease.pending:
-            if load.error and self._slot_of.get(load.key) == load.slot:
+            if self._loading.get(load.key) is not load:
+                continue  # another lease on the same expert was closed first
+            if not load.error:
+                del self._loading[load.key]
+            elif load.key not in self._pins:
                 self._forget(load.key)
         lease.slots, lease.pending = {}, []

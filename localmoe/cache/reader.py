@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,6 +11,7 @@ from typing import NamedTuple
 
 from localmoe.cache.direct_file import DirectFile
 from localmoe.cache.memory import HostMemory
+from localmoe.errors import ExpertReadError
 from localmoe.weights.catalog import ExpertKey, Extent
 
 PIECE_NBYTES = 4 << 20
@@ -44,6 +46,11 @@ class Load:
             self._remaining[part] -= 1
             if self._remaining[part] == 0:
                 self._locks[part].release()
+
+    @property
+    def n_remaining(self) -> int:
+        """How many pieces of all parts have neither come nor failed; it only falls."""
+        return sum(self._remaining)
 
     def ready(self, part: int) -> bool:
         """Return whether a part has come, or failed."""
@@ -99,7 +106,8 @@ class Reader:
         self._files, self._memory, self._workers = files, memory, workers
         self._demand: deque[Job] = deque()
         self._speculation: deque[Job] = deque()
-        # One token per queued job, or None to stop: a C-level queue wakes one worker a token.
+        self._closed = False
+        # True for each queued job, False to stop: a C-level queue wakes one worker a token.
         self._tokens: SimpleQueue[bool] = SimpleQueue()
         self._threads = [
             threading.Thread(target=self._work, name=f"localmoe-reader-{i}", daemon=True)
@@ -110,6 +118,8 @@ class Reader:
 
     def submit(self, jobs: Iterable[Job], *, demand: bool = True) -> None:
         """Queue reads; they start in this order, demand before any speculation."""
+        if self._closed:
+            raise RuntimeError("the reader is closed: nothing would ever arrive")
         queue = self._demand if demand else self._speculation
         for job in jobs:
             pieces = split(job, self._files[job.extent.path].block)
@@ -125,9 +135,13 @@ class Reader:
             self._tokens.put(True)  # its first token may have found the queue empty
 
     def cancel(self, load: Load) -> bool:
-        """Drop a speculative load of which no read has begun; return whether that was so."""
+        """Drop a load unless a worker is reading for it, or a demand read is queued.
+
+        Returns True when nothing will be written to its slot any more; what was dropped never
+        arrives. Else its reads go on, behind the speculation that is queued.
+        """
         jobs = self._take_speculation(load)
-        if len(jobs) == sum(load._remaining):
+        if len(jobs) == load.n_remaining:
             return True
         self._speculation.extend(jobs)
         for _ in jobs:
@@ -135,9 +149,14 @@ class Reader:
         return False
 
     def close(self) -> None:
-        """Finish the reads that have begun, drop the others, end the threads."""
-        self._demand.clear()
-        self._speculation.clear()
+        """Finish the reads that have begun, fail the others, end the threads.
+
+        May be called twice. Whoever waits for a read that was dropped gets ExpertReadError.
+        """
+        self._closed = True
+        while job := self._next():
+            error = ExpertReadError(*job.extent, OSError(errno.ECANCELED, "the reader was closed"))
+            job.load.arrived(job.part, error)
         for _ in self._threads:
             self._tokens.put(False)
         for thread in self._threads:
