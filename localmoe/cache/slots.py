@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -11,9 +12,8 @@ from localmoe.weights.catalog import MoeLayer
 
 _KERNEL_ALIGNMENT_NBYTES = 64  # engines read a matrix with aligned vector loads
 _PAGE_NBYTES = 4096
-_LARGE_PART_NBYTES = (
-    128 << 10
-)  # from here on a page of slack costs nothing, and reads 5 % less time
+_LARGE_PART_NBYTES = 128 << 10
+"""From here on a page of slack costs nothing, and aligned to pages reads take 5 % less time."""
 
 
 @dataclass(frozen=True)
@@ -71,26 +71,48 @@ def _lay_out(sizes: tuple[int, ...], layers: Sequence[MoeLayer], block: int) -> 
 
 
 def divide_slots(classes: Sequence[SlotClass], nbytes: int) -> list[int] | None:
-    """Split memory over size classes in proportion to their demand.
+    """Split memory over size classes; each gets at least what one token routes to.
 
     Returns slots per class, or None when one token's demand does not fit: below that an LRU
-    cache never hits. No class gets more slots than it has experts; what is left goes to the rest.
+    cache never hits.
     """
-    counts = [c.token_demand for c in classes]
-    left = nbytes - sum(n * c.stride_nbytes for n, c in zip(counts, classes, strict=True))
-    if left < 0:
+
+    def fits(counts: Sequence[int]) -> bool:
+        return slots_nbytes(classes, counts) <= nbytes
+
+    return share_slots(classes, [c.token_demand for c in classes], fits)
+
+
+def slots_nbytes(classes: Sequence[SlotClass], counts: Sequence[int]) -> int:
+    """Return the bytes of so many slots of each class."""
+    return sum(n * c.stride_nbytes for n, c in zip(counts, classes, strict=True))
+
+
+def share_slots(
+    classes: Sequence[SlotClass], least: Sequence[int], fits: Callable[[Sequence[int]], bool]
+) -> list[int] | None:
+    """Give every class slots for the same fraction of its experts, as many as `fits` allows.
+
+    No class gets fewer than `least`, or more than it has experts. Returns None when the least
+    does not fit. `fits` must not turn true again as counts grow; where it allows more, no class
+    gets fewer.
+    """
+    steps = max(c.n_experts for c in classes)
+
+    def counts_at(step: int) -> list[int]:
+        shares = (c.n_experts * step // steps for c in classes)
+        return [max(pair) for pair in zip(least, shares, strict=True)]
+
+    if not fits(counts_at(0)):
         return None
-    open_classes = [i for i, c in enumerate(classes) if counts[i] < c.n_experts]
-    while open_classes:
-        weight = sum(classes[i].n_experts * classes[i].stride_nbytes for i in open_classes)
-        share = [left * classes[i].n_experts // weight for i in open_classes]
-        if not any(share):
+    step = bisect_left(range(1, steps + 1), True, key=lambda s: not fits(counts_at(s)))
+    counts = counts_at(step)
+    # The next step adds at most one slot to each class: those in front may still fit.
+    for i, count in enumerate(counts_at(min(step + 1, steps))):
+        grown = [*counts[:i], count, *counts[i + 1 :]]
+        if not fits(grown):
             break
-        for i, extra in zip(open_classes, share, strict=True):
-            extra = min(extra, classes[i].n_experts - counts[i])
-            counts[i] += extra
-            left -= extra * classes[i].stride_nbytes
-        open_classes = [i for i in open_classes if counts[i] < classes[i].n_experts]
+        counts = grown
     return counts
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from localmoe.cache.slots import SlotClass, divide_slots
+from localmoe.cache.slots import SlotClass, share_slots, slots_nbytes
 from localmoe.errors import BudgetError
 from localmoe.planning.plan import MemoryPlan
 from localmoe.planning.sizes import format_nbytes, format_nbytes_up
@@ -17,6 +17,9 @@ MARGIN_BYTES = 96 << 20
 _MARGIN_FRACTION = 0.01
 _CHUNK_SHARE = 4
 """A prefill chunk's buffers may take up to a quarter of what is left for slots."""
+_RESIDENT_CHUNK_TOKENS = 32
+"""Shorter chunks slow prefill more than a few missing experts do."""
+_WIDTH_KEYS = ("embedding_length", "feed_forward_length", "expert_feed_forward_length")
 _ROW_MAPPING_NBYTES = 8  # per slot, expert of a token and token: llama.cpp groups rows by expert
 
 
@@ -38,7 +41,7 @@ class Request:
     catalog: Catalog
     classes: tuple[SlotClass, ...]
     footprints: Sequence[ChunkFootprint]
-    """Longest chunk first."""
+    """Longest chunk first; the last is that of a single token."""
     base_bytes: int
     context_tokens: int
 
@@ -59,97 +62,84 @@ def base_with_margin(base_bytes: int, budget_bytes: int) -> int:
 def plan_memory(request: Request, budget_bytes: int) -> SlotPlan:
     """Split the budget; the longest prefill chunk whose buffers leave the slots their room.
 
-    Raises BudgetError, naming the smallest budget that works, when the slots would hold fewer
-    experts than one token routes to: an LRU cache then never hits.
+    Where everything fits, everything is resident. Raises BudgetError, naming the smallest budget
+    that works, when the slots would hold fewer experts than one token routes to: an LRU cache
+    then never hits.
     """
-    everything = _plan_resident(request, budget_bytes)
-    if everything:
-        return everything
-    feasible = [
-        plan
-        for footprint in request.footprints
-        if (plan := _plan_streaming(request, footprint, budget_bytes))
-    ]
-    if not feasible:
+    found = [_plan(request, footprint, budget_bytes) for footprint in request.footprints]
+    plans = [slot_plan for slot_plan in found if slot_plan]
+    if not plans:
         raise _too_small(request, budget_bytes)
-    for slot_plan in feasible:
-        extra = slot_plan.plan.compute_bytes - feasible[-1].plan.compute_bytes
-        if extra <= slot_plan.plan.slot_bytes // _CHUNK_SHARE:
-            return slot_plan
-    return feasible[-1]
+    return next(filter(_is_resident, plans), None) or next(
+        slot_plan for slot_plan in plans if _leaves_room(slot_plan.plan, plans[-1].plan)
+    )
 
 
 def plan_fixed_slots(request: Request, budget_bytes: int, slots: int) -> SlotPlan:
-    """Plan with a given number of slots, whatever the budget: for tests and experiments."""
-    n_experts = request.catalog.n_experts_total
-    counts = tuple(
-        min(c.n_experts, max(1, slots * c.n_experts // n_experts)) for c in request.classes
-    )
-    for footprint in request.footprints:
-        if _widest_chunk(request, counts) >= footprint.chunk_tokens:
-            return _assemble(request, footprint, budget_bytes, counts)
-    raise BudgetError(
-        f"{slots} slots are fewer than the experts that one layer routes a token to; "
-        f"use at least {request.catalog.token_demand}."
-    )
+    """Plan with a given number of slots, whatever the budget: for tests and experiments.
+
+    Raises BudgetError when that is too few for one layer of each size of experts.
+    """
+    least = [max(layer.n_experts_used for layer in c.layers) for c in request.classes]
+    counts = share_slots(request.classes, least, lambda counts: sum(counts) <= slots)
+    if counts is None:
+        raise BudgetError(
+            f"{slots} slots are fewer than the experts that one layer routes a token to; "
+            f"use at least {sum(least)}."
+        )
+    widest = _widest_chunk(request, counts)
+    fitting = (f for f in request.footprints if f.chunk_tokens <= widest)
+    return _assemble(request, next(fitting), budget_bytes, counts)
 
 
-def _plan_resident(request: Request, budget_bytes: int) -> SlotPlan | None:
-    """Return a plan with every expert in memory, if the budget holds that."""
-    footprint = request.footprints[0]
-    experts = request.catalog.n_experts_total
-    plan = MemoryPlan(
-        budget_bytes=budget_bytes,
-        base_bytes=base_with_margin(request.base_bytes, budget_bytes),
-        resident_bytes=request.catalog.resident_nbytes,
-        kv_bytes=footprint.kv_bytes,
-        compute_bytes=footprint.compute_bytes + _work_bytes(request, footprint, 0),
-        slot_bytes=request.catalog.expert_nbytes,
-        slots=experts,
-        experts=experts,
-        context_tokens=request.context_tokens,
-        prefill_chunk_tokens=footprint.chunk_tokens,
-    )
-    return SlotPlan(plan, ()) if plan.total_bytes <= budget_bytes else None
+def _is_resident(slot_plan: SlotPlan) -> bool:
+    """Whether all experts are in memory, and not at the price of a very slow prefill."""
+    chunk_tokens = slot_plan.plan.prefill_chunk_tokens
+    return not slot_plan.counts and chunk_tokens >= _RESIDENT_CHUNK_TOKENS
 
 
-def _plan_streaming(
-    request: Request, footprint: ChunkFootprint, budget_bytes: int
-) -> SlotPlan | None:
-    """Return a plan for this chunk length, or None where its slots would be too few."""
-    fixed = (
-        base_with_margin(request.base_bytes, budget_bytes)
-        + request.catalog.resident_nbytes
-        + footprint.kv_bytes
-        + footprint.compute_bytes
-    )
-    room = budget_bytes - fixed
-    most = sum(room // c.stride_nbytes for c in request.classes) if room > 0 else 0
-    counts = divide_slots(
-        request.classes, room - _work_bytes(request, footprint, min(most, _all(request)))
-    )
+def _leaves_room(plan: MemoryPlan, shortest: MemoryPlan) -> bool:
+    """Whether a chunk's buffers cost little beside the slots, compared with the shortest chunk."""
+    extra = (plan.kv_bytes + plan.compute_bytes) - (shortest.kv_bytes + shortest.compute_bytes)
+    return extra <= plan.slot_bytes // _CHUNK_SHARE
+
+
+def _plan(request: Request, footprint: ChunkFootprint, budget_bytes: int) -> SlotPlan | None:
+    """Return the plan for this chunk length, or None where its slots would be too few."""
+    resident = _assemble(request, footprint, budget_bytes, ())
+    if resident.plan.total_bytes <= budget_bytes:
+        return resident
+    fixed = resident.plan.total_bytes - resident.plan.slot_bytes
+    fixed -= _work_bytes(request, footprint, ())
+
+    def fits(counts: Sequence[int]) -> bool:
+        work = _work_bytes(request, footprint, counts)
+        return fixed + slots_nbytes(request.classes, counts) + work <= budget_bytes
+
+    counts = share_slots(request.classes, [c.token_demand for c in request.classes], fits)
     if counts is None or _widest_chunk(request, counts) < footprint.chunk_tokens:
         return None
-    return _assemble(request, footprint, budget_bytes, tuple(counts))
+    return _assemble(request, footprint, budget_bytes, counts)
 
 
 def _assemble(
-    request: Request, footprint: ChunkFootprint, budget_bytes: int, counts: tuple[int, ...]
+    request: Request, footprint: ChunkFootprint, budget_bytes: int, counts: Sequence[int]
 ) -> SlotPlan:
-    slot_bytes = sum(n * c.stride_nbytes for n, c in zip(counts, request.classes, strict=True))
+    """Return the plan with so many slots of each class; no counts: all experts are resident."""
+    catalog = request.catalog
     plan = MemoryPlan(
         budget_bytes=budget_bytes,
         base_bytes=base_with_margin(request.base_bytes, budget_bytes),
-        resident_bytes=request.catalog.resident_nbytes,
+        resident_bytes=catalog.resident_nbytes,
         kv_bytes=footprint.kv_bytes,
-        compute_bytes=footprint.compute_bytes + _work_bytes(request, footprint, sum(counts)),
-        slot_bytes=slot_bytes,
-        slots=sum(counts),
-        experts=request.catalog.n_experts_total,
+        compute_bytes=footprint.compute_bytes + _work_bytes(request, footprint, counts),
+        slot_bytes=slots_nbytes(request.classes, counts) if counts else catalog.expert_nbytes,
+        slots=sum(counts) if counts else catalog.n_experts_total,
+        experts=catalog.n_experts_total,
         context_tokens=request.context_tokens,
         prefill_chunk_tokens=footprint.chunk_tokens,
     )
-    return SlotPlan(plan, counts)
+    return SlotPlan(plan, tuple(counts))
 
 
 def _widest_chunk(request: Request, counts: Sequence[int]) -> int:
@@ -162,13 +152,16 @@ def _widest_chunk(request: Request, counts: Sequence[int]) -> int:
     return widest
 
 
-def _work_bytes(request: Request, footprint: ChunkFootprint, slots: int) -> int:
-    """Bound the scratch memory of a product with experts: rows by slot, and its quantized input."""
-    used = max(layer.n_experts_used for layer in request.catalog.layers)
-    slots = max(slots, max(layer.n_experts for layer in request.catalog.layers))
-    rows = used * footprint.chunk_tokens
-    width = max(_dimension(request, "embedding_length"), _dimension(request, "feed_forward_length"))
-    return slots * (rows * _ROW_MAPPING_NBYTES + 128) + rows * width * 2
+def _work_bytes(request: Request, footprint: ChunkFootprint, counts: Sequence[int]) -> int:
+    """Bound the scratch memory of a product with experts: rows by slot, and its quantized input.
+
+    llama.cpp keeps one such buffer, as large as the largest product of the graph needs.
+    """
+    layers = request.catalog.layers
+    n_matrices = max(counts or (layer.n_experts for layer in layers))
+    rows = max(layer.n_experts_used for layer in layers) * footprint.chunk_tokens
+    width = max(_dimension(request, key) for key in _WIDTH_KEYS)
+    return n_matrices * (rows * _ROW_MAPPING_NBYTES + 128) + rows * width * 2
 
 
 def _dimension(request: Request, key: str) -> int:
@@ -178,28 +171,26 @@ def _dimension(request: Request, key: str) -> int:
     return value if isinstance(value, int) else 0
 
 
-def _all(request: Request) -> int:
-    return request.catalog.n_experts_total
-
-
 def _too_small(request: Request, budget_bytes: int) -> BudgetError:
     """Find the smallest budget that works by bisection, and say what takes the room."""
-    low, high = budget_bytes, max(budget_bytes, 1 << 30)
+    low, high = budget_bytes, max(2 * budget_bytes, 1 << 30)
     while not _works(request, high):
         high *= 2
     while high - low > 1 << 20:
         middle = (low + high) // 2
         low, high = (low, middle) if _works(request, middle) else (middle, high)
     catalog, least = request.catalog, request.footprints[-1]
-    demand = sum(c.token_demand * c.stride_nbytes for c in request.classes)
+    demand = slots_nbytes(request.classes, [c.token_demand for c in request.classes])
     return BudgetError(
         f"a budget of {format_nbytes(budget_bytes)} is too small for this model: resident weights "
         f"take {format_nbytes(catalog.resident_nbytes)}, the KV cache of {request.context_tokens} "
-        f"tokens {format_nbytes(least.kv_bytes)}, and one token routes to {catalog.token_demand} "
-        f"experts of {format_nbytes(demand)}. Use --memory {format_nbytes_up(high)} or more"
+        f"tokens {format_nbytes(least.kv_bytes)}, the program itself "
+        f"{format_nbytes(base_with_margin(request.base_bytes, high))}, and the "
+        f"{catalog.token_demand} experts that one token routes to {format_nbytes(demand)}. "
+        f"Use --memory {format_nbytes_up(high)} or more"
         + (", or a smaller --context." if least.kv_bytes > 64 << 20 else ".")
     )
 
 
 def _works(request: Request, budget_bytes: int) -> bool:
-    return any(_plan_streaming(request, f, budget_bytes) for f in request.footprints)
+    return any(_plan(request, footprint, budget_bytes) for footprint in request.footprints)
