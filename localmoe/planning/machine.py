@@ -36,8 +36,9 @@ def _group_rooms(cgroup_root: Path, proc_cgroup: Path) -> Iterator[int]:
     for line in lines:
         _, controllers, path = line.split(":", 2)
         if controllers == "":
-            yield from _rooms_up(cgroup_root, path, "memory.max", "memory.current")
-            yield from _rooms_up(cgroup_root / "unified", path, "memory.max", "memory.current")
+            for root in (cgroup_root, cgroup_root / "unified"):
+                for limit_name in ("memory.max", "memory.high"):  # above "high" it is throttled
+                    yield from _rooms_up(root, path, limit_name, "memory.current")
         elif "memory" in controllers.split(","):
             root = cgroup_root / "memory"
             yield from _rooms_up(root, path, "memory.limit_in_bytes", "memory.usage_in_bytes")
