@@ -17,6 +17,7 @@ from localmoe.bench.request import DecodeRequest, PeerName, PeerRequest
 from localmoe.bench.rounds import PEER_TOKENS_STREAMING, alternate, peer_for
 from localmoe.cli.bench_options import (
     AsJson,
+    DeviceSeconds,
     Model,
     PeerTokens,
     PromptTokens,
@@ -64,6 +65,7 @@ def decode(  # noqa: PLR0913 (the command line's options are this function's par
     peer: WithPeer = None,
     peer_tokens: PeerTokens = None,
     rounds: Rounds = 1,
+    device_seconds: DeviceSeconds = 1.0,
     slots: Slots = None,
     experts_used: ExpertsUsed = None,
 ) -> None:
@@ -80,6 +82,7 @@ def decode(  # noqa: PLR0913 (the command line's options are this function's par
         ),
         tokens=tokens,
         prompt_tokens=prompt_tokens,
+        device_seconds=device_seconds,
         hash_after=hash_after,
     )
     name: PeerName | None = peer.value if peer else None

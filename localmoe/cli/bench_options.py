@@ -59,6 +59,10 @@ Rounds = Annotated[
         "--rounds", metavar="N", min=1, help="Repeat so often, in turn; the median is shown."
     ),
 ]
+DeviceSeconds = Annotated[
+    float,
+    typer.Option("--device-seconds", metavar="X", min=0, help="How long the device is read alone."),
+]
 Slots = Annotated[
     int | None,
     typer.Option(
