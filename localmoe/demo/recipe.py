@@ -15,7 +15,9 @@ F neurons of a dense layer, r rank of a correction.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -31,6 +33,19 @@ FORMAT: Final = 1
 LAYERS: Final = 30
 DENSE_LAYERS: Final = 1
 NORMS: Final = ("attn_norm", "ffn_norm", "output_norm")
+
+# what numpy, zip and json raise about content that is not what it should be
+_DAMAGE: Final = (
+    AttributeError,
+    BadZipFile,
+    EOFError,
+    IndexError,
+    KeyError,
+    OSError,
+    TypeError,
+    ValueError,
+    zlib.error,
+)
 
 Array = npt.NDArray[Any]
 FloatArray = npt.NDArray[np.float32]
@@ -107,8 +122,9 @@ class Recipe:
 def load_recipe(path: Path = RECIPE_PATH) -> Recipe:
     """Read and check a recipe. Raises ModelFormatError."""
     try:
-        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-        with np.load(path, allow_pickle=False) as file:
+        content = path.read_bytes()
+        sha256 = hashlib.sha256(content).hexdigest()
+        with np.load(io.BytesIO(content), allow_pickle=False) as file:
             arrays: dict[str, Array] = {name: file[name] for name in file.files}
         header = json.loads(str(arrays.pop("header")))
         recipe = Recipe(
@@ -120,7 +136,7 @@ def load_recipe(path: Path = RECIPE_PATH) -> Recipe:
             arrays=arrays,
         )
         _check(recipe, int(header["format"]))
-    except (OSError, ValueError, KeyError, TypeError, BadZipFile, IndexError) as error:
+    except _DAMAGE as error:
         raise ModelFormatError(
             f"the demo model's recipe {path} cannot be used: {error}. Install localmoe again."
         ) from error

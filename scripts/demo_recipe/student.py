@@ -14,19 +14,16 @@ from demo_recipe.dense import (
     LAYERS,
     Ffn,
     Weights,
-    attended,
     dense_ffn,
     linear,
     neurons,
-    rope_table,
 )
-from demo_recipe.sample import Record
 from demo_recipe.split import Shape, Split
 
 # Spread of the router's logits at the start: nearly equal weights, so that all experts together
 # still give the dense layer. The trained `router` is kept at unit spread and multiplied by this.
 GAIN = 0.02
-FIT_TOKENS = 16384  # that the down projections are fitted on
+COMPONENT_TOKENS = 4096  # from which principal components are taken
 ATTENTION = ("attn_q", "attn_k", "attn_v", "attn_output")
 FEED_FORWARD = ("ffn_gate", "ffn_up", "ffn_down")
 
@@ -72,61 +69,36 @@ def expert_ffn(shape: Shape) -> Ffn:
     return ffn
 
 
-def add_corrections(w: Weights, ranks: tuple[int, int]) -> Weights:
-    """Return w with low-rank corrections that change nothing yet.
+def add_corrections(
+    w: Weights, inputs: list[torch.Tensor], shape: Shape, ranks: tuple[int, int]
+) -> Weights:
+    """Return w with low-rank corrections that change nothing yet (b is 0).
 
-    `ranks`: of feed-forward and of attention weights.
+    `ranks`: of feed-forward and of attention weights. Feed-forward corrections look at the largest
+    principal components of what their matrix sees, so that every one of them matters.
     """
     random = torch.Generator().manual_seed(1)
     out = dict(w)
     for layer in range(LAYERS):
-        named = [(n, ranks[1]) for n in ATTENTION]
-        named += [(n, ranks[0]) for n in FEED_FORWARD if layer > 0]
-        for name, rank in named:
+        for name in ATTENTION:
             weight = w[f"blk.{layer}.{name}.weight"]
-            a = torch.randn(rank, weight.shape[1], generator=random) / weight.shape[1] ** 0.5
-            out[f"blk.{layer}.{name}.weight.a"] = a.to(weight.device)
-            out[f"blk.{layer}.{name}.weight.b"] = weight.new_zeros(weight.shape[0], rank)
-    return out
-
-
-def fit_down(w: Weights, chats: Record, shape: Shape) -> Weights:
-    """Return w with every down projection's correction at its best, layer after layer.
-
-    Each layer is fitted on what the corrected layers before it give, towards the residual that the
-    dense model has after it: so it also undoes some of their error.
-    """
-    out, rank = dict(w), len(w["blk.1.ffn_down.weight.a"])
-    device = w["output_norm.weight"].device
-    rows = FIT_TOKENS // chats["ids"].shape[1]
-    ids = chats["ids"][:rows].long().to(device)
-    keep = torch.arange(ids.shape[1], device=device)[None] < chats["length"][:rows, None].to(device)
-    table = rope_table(ids.shape[1], device)
-    dense = student = F.embedding(ids, w["token_embd.weight"])
-    for layer in range(LAYERS):
-        dense, normed = attended(w, layer, dense, table)
-        dense = dense + _whole_ffn(w, layer, normed)
-        student, normed = attended(w, layer, student, table)
+            a = torch.randn(ranks[1], weight.shape[1], generator=random) / weight.shape[1] ** 0.5
+            _add(out, f"blk.{layer}.{name}.weight", a.to(weight.device))
         if layer > 0:
-            name = f"blk.{layer}.ffn_down.weight"
-            kept = masked_neurons(w, layer, normed, shape)[keep]
-            missing = (dense - student)[keep] - kept @ w[name].T
-            out[f"{name}.a"], out[f"{name}.b"] = _reduced_rank(kept, missing, rank)
-        student = student + expert_ffn(shape)(out, layer, normed)
+            x = inputs[layer][:COMPONENT_TOKENS]
+            seen = _components(x, ranks[0])
+            _add(out, f"blk.{layer}.ffn_gate.weight", seen)
+            _add(out, f"blk.{layer}.ffn_up.weight", seen.clone())
+            active = masked_neurons(w, layer, x, shape)
+            _add(out, f"blk.{layer}.ffn_down.weight", _components(active, ranks[0]))
     return out
 
 
-def _whole_ffn(w: Weights, layer: int, x: torch.Tensor) -> torch.Tensor:
-    """Return the dense layer: all neurons, no correction."""
-    return F.linear(neurons(w, layer, x), w[f"blk.{layer}.ffn_down.weight"])
+def _add(w: Weights, name: str, a: torch.Tensor) -> None:
+    w[f"{name}.a"], w[f"{name}.b"] = a, a.new_zeros(w[name].shape[0], len(a))
 
 
-def _reduced_rank(x: torch.Tensor, y: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return a [rank, F] and b [D, rank] such that x a' b' is close to y: ridge regression."""
-    gram = x.T @ x
-    ridge = 0.02 * gram.diagonal() + 1e-3 * gram.diagonal().mean()
-    full = torch.linalg.solve(gram + torch.diag(ridge), x.T @ y)  # [F, D]
-    directions = torch.linalg.eigh(full.T @ gram @ full).eigenvectors[:, -rank:]  # [D, rank]
-    a = (full @ directions).T
-    balance = (a.norm() / directions.norm()).sqrt()
-    return (a / balance).contiguous(), (directions * balance).contiguous()
+def _components(x: torch.Tensor, rank: int) -> torch.Tensor:
+    """Return the largest principal components of x [N, W], each of unit power on x. [rank, W]."""
+    values, vectors = torch.linalg.eigh(x.T @ x / len(x))
+    return (vectors[:, -rank:] / values[-rank:].sqrt()).T.contiguous()

@@ -21,14 +21,15 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Schedule:
-    """Steps, tokens in each, learning rates, weight of the hidden-state error."""
+    """Steps, tokens in each, learning rates, weight of the hidden-state error, order of batches."""
 
     steps: int
-    tokens_per_step: int = 2048
-    rate: float = 1e-3
-    norm_rate: float = 3e-4
-    warm_up: int = 20
+    tokens_per_step: int = 768
+    rate: float = 5e-4
+    norm_rate: float = 5e-4
+    warm_up: int = 10
     hidden_weight: float = 1.0
+    seed: int = 1
 
     def factor(self, step: int) -> float:
         """Return the fraction of the learning rate: linear warm-up, then half a cosine to 3 %."""
@@ -41,7 +42,8 @@ class Batch:
     """Sequences of similar length and the teacher's view of them.
 
     `ids` int64 [B, T]; `answer` bool [B, T]: positions that predict an answer token; `valid` bool
-    [B, T]; `best` and `logp` [N, 48] for the N true positions of `answer`; `hidden` [B, T, H, D].
+    [B, T]: positions that the teacher has seen; `best` and `logp` [N, 48] for the N true positions
+    of `answer`; `hidden` [B, T, H, D].
     """
 
     ids: torch.Tensor
@@ -61,7 +63,7 @@ def batch_of(chats: Record, rows: torch.Tensor, device: torch.device) -> Batch:
     return Batch(
         ids=chats["ids"][rows, :longest].long().to(device),
         answer=answer.to(device),
-        valid=(at < length).to(device),
+        valid=(at < length - 1).to(device),
         best=chats["best"][rows, :longest][answer].long().to(device),
         logp=chats["logp"][rows, :longest][answer].float().to(device),
         hidden=chats["hidden"][rows, :longest].to(device),
@@ -116,7 +118,7 @@ def tune(w: Weights, chats: Record, shape: Shape, schedule: Schedule, say: Say) 
         {"params": [w[n] for n in fast], "peak": schedule.rate},
         {"params": [w[n] for n in slow], "peak": schedule.norm_rate},
     ]
-    optimizer = torch.optim.AdamW(parameters, lr=1.0, betas=(0.9, 0.98), weight_decay=0.0)
+    optimizer = torch.optim.AdamW(parameters, lr=1.0, betas=(0.9, 0.95), weight_decay=0.0)
     ffn, log = expert_ffn(shape), _Log(schedule, say)
     for step, rows in enumerate(_shuffled(chats, schedule)):
         for group in optimizer.param_groups:
@@ -131,7 +133,7 @@ def tune(w: Weights, chats: Record, shape: Shape, schedule: Schedule, say: Say) 
 
 
 def _shuffled(chats: Record, schedule: Schedule) -> Iterator[torch.Tensor]:
-    random, queue = np.random.default_rng(1), []
+    random, queue = np.random.default_rng(schedule.seed), []
     groups = groups_of_rows(chats, schedule.tokens_per_step)
     for _ in range(schedule.steps):
         queue = queue or random.permutation(len(groups)).tolist()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,15 @@ ARCHITECTURE = "deepseek"
 
 
 def _open(path: Path, **options: Any) -> Llama:
-    return Llama(str(path), n_ctx=512, n_threads=2, logits_all=True, verbose=False, **options)
+    return Llama(
+        str(path),
+        n_ctx=512,
+        n_threads=1,
+        n_threads_batch=1,
+        logits_all=True,
+        verbose=False,
+        **options,
+    )
 
 
 def _logits(model: Llama, tokens: list[int]) -> np.ndarray:
@@ -80,14 +89,19 @@ def test_demo_stays_close_to_the_dense_model(dense: Llama, demo: Llama) -> None:
 def test_split_with_all_experts_is_the_dense_model(dense: Llama, tmp_path: Path) -> None:
     recipe = load_recipe()
     path = tmp_path / "exact.gguf"
-    write_model(path, find_source(), recipe.untuned(used=recipe.experts))
+    exact = replace(recipe.untuned(used=recipe.experts), gain=1e-6)  # all weights equal
+    steps: list[tuple[int, int]] = []
+    write_model(path, find_source(), exact, lambda _, done, total: steps.append((done, total)))
+    assert steps == sorted(steps)
+    assert steps[-1] == (steps[0][1], steps[0][1])
     split = _open(path)
     tokens, _ = _chat(dense, CHATS[0])
     tokens = tokens[:96]
     divergence = _divergence(_logits(dense, tokens), _logits(split, tokens))
     split.close()
-    # not 1e-6: the dense file is Q4_1 and this one Q8_0, so activations are rounded differently
-    assert divergence.mean() < 2e-3
+    # the rest is rounding: llama.cpp multiplies Q4_1 and Q8_0 weights with differently rounded
+    # activations. tests/unit/test_demo_tensors.py holds the identity to 1e-9.
+    assert divergence.mean() < 0.02
 
 
 def test_six_active_by_override(demo_model_path: Path, dense: Llama) -> None:

@@ -96,7 +96,7 @@ def test_builder_version_is_part_of_the_name(
 FAILURES: dict[str, tuple[BaseException, type[BaseException], str]] = {
     "full disk": (OSError(errno.ENOSPC, "No space left on device"), ModelError, "disk is full"),
     "bad disk": (OSError(errno.EIO, "Input/output error"), ModelError, "Input/output error"),
-    "Ctrl-C": (KeyboardInterrupt(), KeyboardInterrupt, ""),
+    "Ctrl-C": (KeyboardInterrupt(), KeyboardInterrupt, "^$"),
 }
 
 

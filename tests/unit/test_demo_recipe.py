@@ -43,11 +43,11 @@ def test_experts_fill_the_layer(recipe: Recipe) -> None:
 
 
 def test_routers_start_nearly_flat(recipe: Recipe) -> None:
-    # inputs are normalised: a row of norm 0.02 and less keeps the softmax close to 1/E
+    # a logit spreads by about 0.1 times the norm of its row here; far from a decided softmax
     for layer in SPLIT_LAYERS:
         router = recipe.router(layer)
         assert router.shape == (recipe.experts, HIDDEN)
-        assert 0 < np.linalg.norm(router, axis=1).mean() < 0.2
+        assert 0 < np.linalg.norm(router, axis=1).mean() < 1
 
 
 def test_corrections_have_the_shape_of_their_matrix(recipe: Recipe) -> None:
@@ -97,7 +97,7 @@ DAMAGES: dict[str, tuple[Callable[[Arrays], None], str]] = {
     "another format": (lambda a: _header(a, format=99), "format 1, found 99"),
     "too many active": (lambda a: _header(a, used=25), "25 of 24"),
     "uneven experts": (lambda a: _header(a, experts=7, used=3), "do not fill"),
-    "no order": (lambda a: a.pop("order") and None, "order"),
+    "short order": (lambda a: a.update(order=a["order"][:3]), "order"),
     "short router": (lambda a: a.update(router=a["router"][:, :3]), "router"),
 }
 
