@@ -8,6 +8,7 @@ from localmoe.chat.session import ChatSession
 from localmoe.cli.interrupts import Interrupts
 from localmoe.cli.render import AnswerView
 from localmoe.cli.stats_file import status_line
+from localmoe.cli.terminal import without_echo
 
 _NOTES: dict[Finish, str] = {
     "length": "stopped at --max-tokens",
@@ -22,7 +23,7 @@ def show_answer(session: ChatSession, question: str, view: AnswerView) -> tuple[
     Raises what `ChatSession.ask` raises.
     """
     answer = session.ask(question, view.progress)
-    with Interrupts(session.cancel) as interrupts, view:
+    with without_echo(), Interrupts(session.cancel) as interrupts, view:
         try:
             for piece in answer:
                 view.write(piece)
@@ -33,7 +34,7 @@ def show_answer(session: ChatSession, question: str, view: AnswerView) -> tuple[
 
 def summary(engine: Engine, answer: Answer) -> str:
     """Return the line under an answer: its cost, and why it ended if that is not plain."""
-    words = [status_line(engine, answer.usage)]
+    words = [status_line(engine, answer.usage)] if answer.usage.answer_tokens else []
     if answer.finish in _NOTES:
         words.append(_NOTES[answer.finish])
     if answer.dropped_turns:

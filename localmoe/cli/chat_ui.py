@@ -10,6 +10,7 @@ from localmoe.backends.base import Engine
 from localmoe.chat.session import ChatSession
 from localmoe.cli.answering import show_answer, summary
 from localmoe.cli.chat_commands import ChatCommands
+from localmoe.cli.interrupts import BrokenOffError
 from localmoe.cli.line_editor import LineEditor
 from localmoe.cli.render import view_for
 from localmoe.cli.terminal import console_for, error_line
@@ -31,26 +32,32 @@ class Chat:
         self._console = console_for(sys.stdout)
 
     def run(self) -> None:
-        """Chat."""
+        """Chat. Raises BrokenOffError where the person does not want to wait for the engine."""
         self._say(_WELCOME)
-        while True:
+        goes_on = True
+        while goes_on:
             try:
-                line = self._editor.read()
-            except EOFError:
-                return
+                goes_on = self._turn()
+            except BrokenOffError:
+                raise
             except KeyboardInterrupt:
                 if not self._editor.abandoned:
                     self._say(_HINT)
-                continue
-            if not line.strip():
-                continue
-            outcome = self._commands.run(line)
-            if outcome is None:
-                self._answer(line)
-            elif outcome.leaves:
-                return
-            else:
+
+    def _turn(self) -> bool:
+        """Read a line and act on it; return whether the chat goes on."""
+        try:
+            line = self._editor.read()
+        except EOFError:
+            return False
+        outcome = self._commands.run(line)
+        if outcome is not None:
+            if outcome.text:
                 self._say(outcome.text)
+            return not outcome.leaves
+        if line.strip():
+            self._answer(line)
+        return True
 
     def _answer(self, question: str) -> None:
         try:
@@ -58,7 +65,7 @@ class Chat:
         except LocalMoeError as error:
             error_line(str(error))
             return
-        self._say(summary(self._engine, answer))
+        self._say(summary(self._engine, answer) or "(the model said nothing)")
         self._console.print()
 
     def _say(self, text: str) -> None:

@@ -8,8 +8,12 @@ from types import FrameType
 from typing import Self
 
 
+class BrokenOffError(KeyboardInterrupt):
+    """Ctrl-C was pressed again and again: the program has to end."""
+
+
 class Interrupts:
-    """Turns Ctrl-C into a call of `stop` inside a `with` block; the third one breaks off hard.
+    """Turns Ctrl-C into a call of `stop` inside a `with` block; the third raises BrokenOffError.
 
     An exception at any place inside the engine could leave its cache half changed, so the first
     ones only ask: the answer ends after the step that is under way.
@@ -29,5 +33,5 @@ class Interrupts:
     def _interrupted(self, number: int, frame: FrameType | None) -> None:
         self.count += 1
         if self.count > 2:
-            raise KeyboardInterrupt
+            raise BrokenOffError
         self._stop()

@@ -36,6 +36,8 @@ class LineEditor:
 
     def read(self) -> str:
         """Return what was typed. Raises EOFError after Ctrl-D, KeyboardInterrupt after Ctrl-C."""
+        # A Ctrl-C that comes before the line is open must not find what was typed last.
+        self._session.default_buffer.reset()
         return self._session.prompt()
 
     @property

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import sys
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -101,19 +100,3 @@ ExpertsUsed = Annotated[
         "things than it was trained to; for experiments only.",
     ),
 ]
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """What `localmoe run` was told besides the model and the prompt; None: not told."""
-
-    memory_bytes: int | None = None
-    context_tokens: int = 4096
-    threads: int | None = None
-    experts_used: int | None = None
-    max_tokens: int | None = None
-    sampling: dict[str, float | None] = field(default_factory=dict)
-    """temperature, top_k, top_p, min_p, seed."""
-    system: str | None = None
-    raw: bool = False
-    stats_path: Path | None = None

@@ -121,8 +121,16 @@ class MarkdownView:
             filled = [i for i, line in enumerate(drawn) if any(each.text.strip() for each in line)]
             if filled:
                 lines += [[]] if lines or self._has_printed else []
-                lines += drawn[filled[0] : filled[-1] + 1]
+                lines += map(_without_padding, drawn[filled[0] : filled[-1] + 1])
         return lines
+
+
+def _without_padding(line: list[Segment]) -> list[Segment]:
+    """Drop the spaces that Rich puts at the ends of lines: who copies text would copy them."""
+    end = len(line)
+    while end and not line[end - 1].text.strip():
+        end -= 1
+    return [*line[: end - 1], Segment(line[end - 1].text.rstrip(), line[end - 1].style)][-end:]
 
 
 class _Frame:

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
-
-import typer
-
-from localmoe.cli.options import Context, ExpertsUsed, Memory, RunOptions, Threads
+from localmoe.cli.options import Context, ExpertsUsed, Memory, Threads
 from localmoe.cli.request import read_request
+from localmoe.cli.run_options import (
+    MaxTokens,
+    MinP,
+    Model,
+    Prompt,
+    Raw,
+    RunOptions,
+    Seed,
+    StatsFile,
+    System,
+    Temperature,
+    TopK,
+    TopP,
+)
 
 HELP = """Answer a prompt, or chat.
 
@@ -27,72 +36,20 @@ Examples:
 
 
 def run(  # noqa: PLR0913 (the command line's options are this function's parameters)
-    model: Annotated[
-        str | None,
-        typer.Argument(metavar="MODEL", show_default=False, help="A GGUF file (any shard)."),
-    ] = None,
-    prompt: Annotated[
-        str | None,
-        typer.Argument(metavar="PROMPT", show_default=False, help="What to answer."),
-    ] = None,
+    model: Model = None,
+    prompt: Prompt = None,
     memory: Memory = None,
     context: Context = 4096,
-    max_tokens: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            min=1,
-            help="Longest answer in tokens. Default: as long as there is room in the context.",
-        ),
-    ] = None,
-    temperature: Annotated[
-        float | None,
-        typer.Option(
-            metavar="X",
-            min=0,
-            max=100,
-            help="0 always takes the likeliest token. [default: 0.8]",
-        ),
-    ] = None,
-    top_k: Annotated[
-        int | None,
-        typer.Option(
-            metavar="K",
-            min=0,
-            help="Choose among the k likeliest; 0: all. [default: 40]",
-        ),
-    ] = None,
-    top_p: Annotated[
-        float | None,
-        typer.Option(
-            metavar="P",
-            min=0,
-            max=1,
-            help="Choose among the likeliest that together reach this. [default: 0.95]",
-        ),
-    ] = None,
-    min_p: Annotated[
-        float | None,
-        typer.Option(
-            metavar="P",
-            min=0,
-            max=1,
-            help="Drop what is below this share of the likeliest. [default: 0.05]",
-        ),
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option(metavar="N", min=0, help="The same seed gives the same answer.")
-    ] = None,
-    system: Annotated[str | None, typer.Option(metavar="TEXT", help="The system message.")] = None,
+    max_tokens: MaxTokens = None,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    min_p: MinP = None,
+    seed: Seed = None,
+    system: System = None,
     threads: Threads = None,
-    stats: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Write speed, hits and memory to this file, as JSON."),
-    ] = None,
-    raw: Annotated[
-        bool,
-        typer.Option("--raw", help="Send the prompt as plain text, without a chat template."),
-    ] = False,
+    stats: StatsFile = None,
+    raw: Raw = False,
     experts_used: ExpertsUsed = None,
 ) -> None:
     """Read the request, then load and answer."""

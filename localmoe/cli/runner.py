@@ -14,10 +14,11 @@ from localmoe.chat.session import ChatSession
 from localmoe.chat.templates import PlainText, Renderer, renderer_for
 from localmoe.cli.answering import show_answer, summary
 from localmoe.cli.chat_ui import Chat
-from localmoe.cli.options import RunOptions, cache_dir
+from localmoe.cli.options import cache_dir
 from localmoe.cli.progress import progress_bar
 from localmoe.cli.render import view_for
 from localmoe.cli.request import Request
+from localmoe.cli.run_options import RunOptions
 from localmoe.cli.stats_file import check_writable, stats_of, write_stats
 from localmoe.cli.terminal import dim_line
 from localmoe.errors import SettingsError
@@ -95,6 +96,6 @@ def _session(engine: Engine, options: RunOptions) -> ChatSession:
 def _answer_once(session: ChatSession, engine: Engine, prompt: str) -> None:
     answer, interrupts = show_answer(session, prompt, view_for(sys.stdout))
     if sys.stderr.isatty():
-        dim_line(summary(engine, answer))
+        dim_line(summary(engine, answer) or "(the model said nothing)")
     if interrupts:
         raise KeyboardInterrupt

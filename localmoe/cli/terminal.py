@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import re
 import sys
+import termios
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TextIO
 
 from rich.console import Console
@@ -36,6 +39,23 @@ def without_controls(text: str) -> str:
 def is_interactive() -> bool:
     """Whether a person sits at both ends: standard input and standard output are terminals."""
     return _is_terminal(sys.stdin) and _is_terminal(sys.stdout)
+
+
+@contextmanager
+def without_echo() -> Iterator[None]:
+    """Keep keys from appearing in the middle of what is being drawn; Ctrl-C still works."""
+    if not _is_terminal(sys.stdin):
+        yield
+        return
+    keyboard = sys.stdin.fileno()
+    before = termios.tcgetattr(keyboard)
+    quiet = [*before]
+    quiet[3] &= ~termios.ECHO
+    termios.tcsetattr(keyboard, termios.TCSADRAIN, quiet)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(keyboard, termios.TCSADRAIN, before)
 
 
 def discard_output() -> None:

@@ -17,7 +17,7 @@ from localmoe.chat.session import ChatSession
 from localmoe.chat.templates import CHATML, ChatTemplate
 from localmoe.cli.chat_commands import NAMES, ChatCommands
 from localmoe.cli.chat_ui import Chat
-from localmoe.cli.interrupts import Interrupts
+from localmoe.cli.interrupts import BrokenOffError, Interrupts
 from localmoe.cli.line_editor import LineEditor
 from localmoe.errors import ExpertReadError
 
@@ -91,11 +91,33 @@ def test_ctrl_c_in_an_answer_stops_the_answer_and_not_the_chat(
     assert "stopped" in capsys.readouterr().out
 
 
+def test_ctrl_c_three_times_leaves_the_chat(keyboard: PipeInput) -> None:
+    def press(engine: FakeEngine, tokens: list[int]) -> None:
+        for _ in range(3):
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(BrokenOffError):
+        chat(keyboard, FakeEngine(before_decode=press), "hello\r")
+
+
+def test_a_late_ctrl_c_does_not_leave_the_chat(
+    keyboard: PipeInput, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*args: object) -> str:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("localmoe.cli.chat_ui.summary", interrupted)
+    session = chat(keyboard, FakeEngine(), "hello\rnext\r/exit\r")
+    assert session.history[-1].content == "next"
+
+
 def test_an_error_ends_the_answer_and_not_the_chat(
     keyboard: PipeInput, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail(engine: FakeEngine, tokens: list[int]) -> None:
-        if engine.text.endswith("assistant\n") and len(tokens) == 1:
+        is_answering = engine.text.endswith("assistant\n") and len(tokens) == 1
+        if is_answering and "next" not in engine.text:
             raise ExpertReadError("m.gguf", 5, 10, None)
 
     session = chat(keyboard, FakeEngine(before_decode=fail), "broken\rnext\r/exit\r")
@@ -166,6 +188,6 @@ def test_interrupts_ask_twice_and_break_off_at_the_third() -> None:
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
         assert (len(asked), interrupts.count) == (2, 2)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(BrokenOffError):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before

@@ -1,0 +1,89 @@
+"""The options that only `localmoe run` has."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Model = Annotated[
+    str | None,
+    typer.Argument(metavar="MODEL", show_default=False, help="A GGUF file (any shard)."),
+]
+Prompt = Annotated[
+    str | None,
+    typer.Argument(metavar="PROMPT", show_default=False, help="What to answer."),
+]
+MaxTokens = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        min=1,
+        help="Longest answer in tokens. Default: as long as there is room in the context.",
+    ),
+]
+Temperature = Annotated[
+    float | None,
+    typer.Option(
+        metavar="X",
+        min=0,
+        max=100,
+        help="0 always takes the likeliest token. [default: 0.8]",
+    ),
+]
+TopK = Annotated[
+    int | None,
+    typer.Option(
+        metavar="K",
+        min=0,
+        help="Choose among the k likeliest; 0: all. [default: 40]",
+    ),
+]
+TopP = Annotated[
+    float | None,
+    typer.Option(
+        metavar="P",
+        min=0,
+        max=1,
+        help="Choose among the likeliest that together reach this. [default: 0.95]",
+    ),
+]
+MinP = Annotated[
+    float | None,
+    typer.Option(
+        metavar="P",
+        min=0,
+        max=1,
+        help="Drop what is below this share of the likeliest. [default: 0.05]",
+    ),
+]
+Seed = Annotated[
+    int | None, typer.Option(metavar="N", min=0, help="The same seed gives the same answer.")
+]
+System = Annotated[str | None, typer.Option(metavar="TEXT", help="The system message.")]
+StatsFile = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Write speed, hits and memory to this file, as JSON."),
+]
+Raw = Annotated[
+    bool,
+    typer.Option("--raw", help="Send the prompt as plain text, without a chat template."),
+]
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What `localmoe run` was told besides the model and the prompt; None: not told."""
+
+    memory_bytes: int | None = None
+    context_tokens: int = 4096
+    threads: int | None = None
+    experts_used: int | None = None
+    max_tokens: int | None = None
+    sampling: dict[str, float | None] = field(default_factory=dict)
+    """temperature, top_k, top_p, min_p, seed."""
+    system: str | None = None
+    raw: bool = False
+    stats_path: Path | None = None
