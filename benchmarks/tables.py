@@ -1,0 +1,118 @@
+"""Write the tables of docs/measurements/README.md from the newest record of each benchmark.
+
+python benchmarks/tables.py
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from manifest import DATA
+
+PAGE = DATA.parent / "README.md"
+Record = dict[str, Any]
+
+
+def samples(values: list[float]) -> str:
+    """Return a median and all it was taken from."""
+    raw = ", ".join(f"{value:.2f}" for value in values)
+    return f"{statistics.median_low(values):.2f} | {raw}"
+
+
+def speeds(answers: list[dict[str, Any]]) -> list[float]:
+    return [answer["tokens_per_second"] for answer in answers if "tokens_per_second" in answer]
+
+
+def streaming_table(record: Record) -> list[str]:
+    turns, alone, verdict = record["in_turn"], record["alone"], record["verdict"]
+    peer = turns["peer"]
+    return [
+        "| side | tok/s (median) | rounds |",
+        "|---|---|---|",
+        f"| localmoe | {samples(speeds(turns['extra']['rounds']))} |",
+        f"| llama.cpp, mmap | {samples(speeds(peer['rounds']))} |",
+        "",
+        f"Ratio {turns['ratio']:.0f}. localmoe alone: {alone['tokens_per_second']:.2f} tok/s, "
+        f"{alone['hit_rate']:.1%} of experts found in memory, "
+        f"{alone['bytes_read_per_token'] / 1e6:.0f} MB read and "
+        f"{1e3 * alone['stall_seconds_per_token']:.0f} ms waited per token; device "
+        f"{alone['device_bytes_per_second'] / 1e9:.2f} GB/s, all experts in memory "
+        f"{alone['resident_tokens_per_second']:.2f} tok/s, so {alone['fraction_of_limit']:.2f} of "
+        f"the limit was reached. Peak {alone['group_peak_mib']} MiB of "
+        f"{alone['budget_bytes'] >> 20} MiB, loaded in {alone['load_seconds']:.1f} s. Logits equal "
+        f"to llama.cpp's: {said(verdict['logits_equal_peer'])}; to a run with all experts in "
+        f"memory: {said(verdict['logits_equal_resident'])}.",
+    ]
+
+
+def resident_table(record: Record) -> list[str]:
+    lines = [
+        "| model and peer's way of waiting | ratio | localmoe | llama.cpp | ratio per round |",
+        "|---|---|---|---|---|",
+    ]
+    for name, answer in record.items():
+        if isinstance(answer, dict) and "ratios" in answer:
+            ratios = ", ".join(f"{ratio:.2f}" for ratio in answer["ratios"])
+            lines.append(
+                f"| {name} | {answer['ratio']:.3f} | {answer['tokens_per_second']:.1f} | "
+                f"{answer['peer']['tokens_per_second']:.1f} | {ratios} |"
+            )
+    return lines
+
+
+def spin_table(record: Record) -> list[str]:
+    lines = [
+        "| GOMP_SPINCOUNT | tok/s, quiet | rounds | tok/s beside a busy process | rounds |",
+        "|---|---|---|---|---|",
+    ]
+    for count, states in record["samples"].items():
+        lines.append(f"| {count} | {samples(states['quiet'])} | {samples(states['neighbour'])} |")
+    return lines
+
+
+def said(value: bool | None) -> str:
+    return {True: "yes", False: "NO", None: "not measured"}[value]
+
+
+def origin(record: Record, path: Path) -> str:
+    """Say where and when a table was measured."""
+    machine, entry = record["machine"], record["entry"]
+    state = "clean" if not record["changed_since_commit"] else "with changes"
+    return (
+        f"Commit {record['commit'][:12]} ({state}), {record['time']}; {machine['cpu']}, "
+        f"{machine['cores']} cores, {machine['memory_bytes'] / 2**30:.0f} GiB, "
+        f"{machine['system']}; load average at the start {entry['load_average'][0]:.1f}. "
+        f"Raw: [data/{path.name}](data/{path.name})."
+    )
+
+
+TABLES: dict[str, Callable[[Record], list[str]]] = {
+    "streaming-vs-mmap": streaming_table,
+    "resident-vs-llama": resident_table,
+    "spin": spin_table,
+}
+
+
+def main() -> None:
+    text = PAGE.read_text()
+    for name, table in TABLES.items():
+        begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->\n"
+        found = sorted(DATA.glob(f"????-??-??-{name}.json"))
+        if not found:
+            print(f"no record of {name} yet", file=sys.stderr)
+            continue
+        record = json.loads(found[-1].read_text())
+        lines = [*table(record), "", origin(record, found[-1])]
+        before, _, rest = text.partition(begin)
+        _, _, after = rest.partition(end)
+        text = before + begin + "\n".join(lines) + "\n" + end + after
+    PAGE.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
