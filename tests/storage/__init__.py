@@ -1,0 +1,6 @@
+"""Files of random expert bytes, and a disk under them that tests can slow down and break."""
+
+from storage.disk import Disk
+from storage.expert_files import ExpertFiles, LayerShape
+
+__all__ = ["Disk", "ExpertFiles", "LayerShape"]
