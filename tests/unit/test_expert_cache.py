@@ -1,0 +1,493 @@
+"""The expert cache: hits, misses, eviction, pins, leases, failures, prefetch."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from localmoe.cache.expert_cache import CacheStats, ExpertCache, Lease
+from localmoe.cache.slots import SlotPool, slot_classes
+from localmoe.errors import BudgetError, ExpertReadError
+from localmoe.weights.catalog import ExpertKey
+from storage import Disk, ExpertFiles, LayerShape
+
+PARTS = (3000, 2048, 1700)
+SHAPES = (LayerShape(8, PARTS), LayerShape(8, PARTS), LayerShape(4, (1300,)))
+NBYTES = sum(PARTS)
+
+
+class Rig:
+    """A cache over random experts: layers 0 and 1 share a size class, layer 2 has its own."""
+
+    def __init__(self, directory: Path, counts: Sequence[int], workers: int) -> None:
+        self.experts = ExpertFiles(directory, SHAPES)
+        self.disk = Disk()
+        self.files = self.experts.open(self.disk)
+        self.pool = SlotPool(slot_classes(self.experts.layers, 512), counts)
+        self.cache = ExpertCache(self.experts.layers, self.pool, self.files, workers=workers)
+
+    def use(self, layer: int, *ids: int) -> None:
+        """Demand experts, check their bytes, and let go."""
+        with self.cache.acquire(layer, ids) as lease:
+            self.check(lease)
+
+    def check(self, lease: Lease) -> None:
+        """Wait for all parts; the slots hold what the file holds."""
+        for expert, slot in lease.slots.items():
+            for part, wanted in enumerate(self.experts.expert(lease.layer, expert)):
+                lease.wait(part)
+                assert lease.ready(part)
+                start = self.pool.start(self.pool.class_index(lease.layer), slot)
+                start += self.cache.data_start(lease.layer, part)
+                assert self.pool.memory.view[start : start + len(wanted)] == wanted
+
+    def held(self, layer: int) -> list[int]:
+        """Return the experts of a layer that are in a slot or on their way."""
+        n_experts = self.experts.layers[layer].n_experts
+        return [e for e in range(n_experts) if ExpertKey(layer, e) in self.cache]
+
+    def began(self) -> list[tuple[int, int, int]]:
+        """Return the reads so far, in order, as (layer, expert, part)."""
+        where = {
+            (extent.path, extent.offset - extent.offset % 512): (layer.layer, expert, index)
+            for layer in self.experts.layers
+            for index, part in enumerate(layer.parts)
+            for expert in range(layer.n_experts)
+            for extent in [part.expert_extent(expert)]
+        }
+        return [where[read] for read in self.disk.began]
+
+    def break_part(self, layer: int, expert: int, part: int) -> None:
+        extent = self.experts.layers[layer].parts[part].expert_extent(expert)
+        # The middle: the enclosing blocks of the neighbours do not reach it.
+        self.disk.faults[extent.path, extent.offset + extent.nbytes // 2] = errno.EIO
+
+    def busy(self) -> Lease:
+        """Hold the disk, and let a read of layer 2 keep the only worker busy."""
+        self.disk.hold()
+        n_before = len(self.disk.began)
+        lease = self.cache.acquire(2, [0])
+        self.disk.wait_for_reads(n_before + 1)
+        return lease
+
+    def close(self) -> None:
+        self.disk.resume()
+        self.cache.close()
+        self.pool.close()
+        for file in self.files.values():
+            file.close()
+        self.disk.close()
+
+
+MakeRig = Callable[..., Rig]
+
+
+@pytest.fixture
+def make_rig(tmp_path: Path) -> Iterator[MakeRig]:
+    rigs: list[Rig] = []
+
+    def make(*counts: int, workers: int = 2) -> Rig:
+        rigs.append(Rig(tmp_path, counts or (4, 2), workers))
+        return rigs[-1]
+
+    yield make
+    for rig in rigs:
+        rig.close()
+
+
+@pytest.fixture
+def rig(make_rig: MakeRig) -> Rig:
+    """Return a cache of 4 slots for layers 0 and 1, and 2 for layer 2."""
+    return make_rig(4, 2)
+
+
+# --- demand ---------------------------------------------------------------------------------------
+
+
+def test_a_miss_is_read_and_then_hits(rig: Rig) -> None:
+    rig.use(0, 3, 5)
+    assert rig.cache.stats() == CacheStats(hits=0, misses=2, read_bytes=2 * NBYTES)
+    rig.use(0, 5, 3)
+    assert rig.cache.stats() == CacheStats(hits=2, misses=2, read_bytes=2 * NBYTES)
+    assert len(rig.disk.began) == 6
+
+
+def test_a_hit_has_nothing_pending(rig: Rig) -> None:
+    rig.use(0, 3)
+    with rig.cache.acquire(0, [3]) as lease:
+        assert lease.pending == []
+        assert all(lease.ready(part) for part in range(3))
+
+
+def test_duplicates_are_one_request(rig: Rig) -> None:
+    with rig.cache.acquire(0, [3, 3, 1, 3]) as lease:
+        assert sorted(lease.slots) == [1, 3]
+    assert rig.cache.stats().misses == 2
+
+
+def test_no_experts_are_no_request(rig: Rig) -> None:
+    with rig.cache.acquire(0, []) as lease:
+        assert lease.slots == {}
+        lease.wait(0)
+    assert rig.cache.stats() == CacheStats()
+
+
+def test_reads_are_submitted_at_once_in_the_order_of_use(make_rig: MakeRig) -> None:
+    rig = make_rig(4, 2, workers=1)
+    rig.disk.hold()
+    with rig.cache.acquire(0, [4, 2]) as lease:
+        assert not lease.ready(0)
+        rig.disk.resume()
+        rig.check(lease)
+    assert rig.began() == [(0, 4, 0), (0, 2, 0), (0, 4, 1), (0, 2, 1), (0, 4, 2), (0, 2, 2)]
+
+
+def test_a_part_is_ready_before_the_parts_behind_it(make_rig: MakeRig) -> None:
+    rig = make_rig(4, 2, workers=1)
+    rig.disk.hold()
+    with rig.cache.acquire(0, [4, 2]) as lease:
+        rig.disk.let(2)
+        lease.wait(0)
+        assert [lease.ready(part) for part in range(3)] == [True, False, False]
+        rig.disk.resume()
+
+
+def test_sizes(rig: Rig) -> None:
+    assert (rig.cache.maxsize, rig.cache.currsize) == (6, 0)
+    rig.use(0, 1, 2, 3)
+    rig.use(2, 1)
+    assert (rig.cache.maxsize, rig.cache.currsize) == (6, 4)
+
+
+def test_the_least_recent_expert_of_the_class_is_evicted(rig: Rig) -> None:
+    for expert in (0, 1):
+        rig.use(0, expert)
+        rig.use(1, expert)
+    rig.use(0, 0)
+    rig.use(0, 7)
+    assert (rig.held(0), rig.held(1)) == ([0, 1, 7], [1])
+    rig.use(0, 6)
+    assert (rig.held(0), rig.held(1)) == ([0, 6, 7], [1])
+
+
+def test_size_classes_do_not_evict_each_other(rig: Rig) -> None:
+    rig.use(0, 0, 1, 2, 3)
+    rig.use(2, 0)
+    rig.use(2, 1)
+    rig.use(2, 2)
+    assert rig.held(0) == [0, 1, 2, 3]
+    assert rig.held(2) == [1, 2]
+
+
+def test_what_a_call_asks_for_is_not_evicted_by_it(rig: Rig) -> None:
+    rig.use(0, 0)
+    rig.use(0, 1, 2, 3)
+    with rig.cache.acquire(0, [5, 6, 7, 0]) as lease:
+        rig.check(lease)
+    assert rig.held(0) == [0, 5, 6, 7]
+    assert rig.cache.stats().hits == 1
+
+
+# --- leases ---------------------------------------------------------------------------------------
+
+
+def test_two_leases_pin_together(rig: Rig) -> None:
+    with rig.cache.acquire(0, [0, 1]) as first, rig.cache.acquire(1, [0, 1]) as second:
+        assert set(first.slots.values()).isdisjoint(second.slots.values())
+        with pytest.raises(BudgetError, match=r"asks for 1 experts .* 4 slots .* 4 are in use"):
+            rig.cache.acquire(0, [2])
+        rig.check(first)
+        rig.check(second)
+    rig.use(0, 2, 3, 4, 5)
+
+
+def test_more_than_the_slots_is_refused_and_changes_nothing(rig: Rig) -> None:
+    rig.use(0, 0, 1, 2, 3)
+    before = rig.cache.stats()
+    with pytest.raises(BudgetError, match=r"layer 0 asks for 5 experts .* 4 slots .* 0 are in use"):
+        rig.cache.acquire(0, [4, 5, 6, 7, 0])
+    assert rig.held(0) == [0, 1, 2, 3]
+    assert rig.cache.stats() == before
+    rig.use(0, 4, 5, 6, 7)
+
+
+def test_one_expert_in_two_leases_stays_until_both_are_closed(rig: Rig) -> None:
+    first, second = rig.cache.acquire(0, [0]), rig.cache.acquire(0, [0])
+    assert first.slots == second.slots
+    first.close()
+    rig.use(0, 1, 2, 3)
+    with pytest.raises(BudgetError):
+        rig.cache.acquire(0, [4, 5, 6, 7])
+    rig.check(second)
+    second.close()
+    rig.use(0, 4, 5, 6, 7)
+
+
+def test_closing_twice_unpins_once(rig: Rig) -> None:
+    first, second = rig.cache.acquire(0, [0]), rig.cache.acquire(0, [0])
+    first.close()
+    first.close()
+    with pytest.raises(BudgetError):
+        rig.cache.acquire(0, [4, 5, 6, 7])
+    second.close()
+
+
+def test_closing_waits_for_the_reads(rig: Rig) -> None:
+    rig.disk.delay_seconds = lambda: 0.02
+    rig.cache.acquire(0, [0, 1]).close()
+    assert len(rig.disk.began) == 6
+    rig.disk.delay_seconds = lambda: 0.0
+    with rig.cache.acquire(0, [0, 1]) as lease:
+        assert lease.pending == []
+        rig.check(lease)
+
+
+def test_an_error_inside_a_lease_lets_go(rig: Rig) -> None:
+    with pytest.raises(ZeroDivisionError), rig.cache.acquire(0, [0, 1, 2, 3]):
+        raise ZeroDivisionError
+    rig.use(0, 4, 5, 6, 7)
+
+
+# --- failures -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("part", [0, 1, 2])
+def test_a_failed_read_is_forgotten_and_read_again(rig: Rig, part: int) -> None:
+    rig.use(0, 1)
+    rig.break_part(0, 3, part)
+    with rig.cache.acquire(0, [1, 3, 4]) as lease, pytest.raises(ExpertReadError) as caught:
+        lease.wait(part)
+    assert caught.value.errno == errno.EIO
+    assert caught.value.offset == rig.experts.layers[0].parts[part].expert_extent(3).offset
+    assert rig.held(0) == [1, 4]
+    rig.disk.faults.clear()
+    rig.use(0, 1, 3, 4)
+    assert rig.cache.stats() == CacheStats(hits=3, misses=4, read_bytes=4 * NBYTES)
+
+
+def test_a_failure_that_nobody_waited_for_is_forgotten_too(rig: Rig) -> None:
+    rig.break_part(0, 3, 2)
+    rig.cache.acquire(0, [3]).close()
+    assert rig.held(0) == []
+
+
+def test_failures_lose_no_slots(rig: Rig) -> None:
+    for expert in range(8):
+        rig.break_part(0, expert, 1)
+    for _ in range(5):
+        with rig.cache.acquire(0, [0, 1, 2, 3]) as lease, pytest.raises(ExpertReadError):
+            lease.wait(1)
+    rig.disk.faults.clear()
+    rig.use(0, 4, 5, 6, 7)
+
+
+def test_a_failed_expert_in_two_leases_keeps_its_slot_until_both_are_closed(rig: Rig) -> None:
+    rig.break_part(0, 3, 0)
+    first, second = rig.cache.acquire(0, [3]), rig.cache.acquire(0, [3])
+    first.close()
+    with rig.cache.acquire(0, [0, 1, 2]) as others:
+        assert set(others.slots.values()).isdisjoint(second.slots.values())
+        rig.check(others)
+    with pytest.raises(ExpertReadError):
+        second.wait(0)
+    second.close()
+    rig.disk.faults.clear()
+    rig.use(0, 0, 1, 2, 3)
+
+
+def test_a_lease_on_a_failed_expert_that_another_holds_fails_too(rig: Rig) -> None:
+    rig.break_part(0, 3, 0)
+    first = rig.cache.acquire(0, [3])
+    with pytest.raises(ExpertReadError):
+        first.wait(0)
+    rig.disk.faults.clear()
+    second = rig.cache.acquire(0, [3])
+    with pytest.raises(ExpertReadError):
+        second.wait(0)
+    first.close()
+    second.close()
+    rig.use(0, 3)
+
+
+# --- prefetch -------------------------------------------------------------------------------------
+
+
+def test_prefetched_experts_hit(rig: Rig) -> None:
+    assert rig.cache.prefetch(0, [1, 2, 1]) == 2
+    rig.use(0, 1, 2)
+    assert rig.cache.stats() == CacheStats(hits=2, misses=0, read_bytes=0, prefetched=2)
+    assert len(rig.disk.began) == 6
+
+
+def test_prefetch_leaves_what_is_there(rig: Rig) -> None:
+    rig.use(0, 1)
+    assert rig.cache.prefetch(0, [1]) == 0
+    assert rig.cache.prefetch(0, [2]) == 1
+    assert rig.cache.prefetch(0, [2]) == 0
+
+
+def test_prefetch_evicts_nothing_recent(rig: Rig) -> None:
+    rig.use(0, 0)
+    rig.use(0, 1, 2, 3)
+    assert rig.cache.prefetch(1, [0], protect=2) == 0
+    assert rig.cache.prefetch(1, [0, 1], protect=1) == 1
+    assert (rig.held(0), rig.held(1)) == ([1, 2, 3], [0])
+    rig.use(2, 0)
+    assert rig.cache.prefetch(1, [1], protect=2) == 0
+    assert rig.cache.prefetch(1, [1, 2, 3, 4, 5]) == 3
+    assert (rig.held(0), rig.held(1)) == ([], [0, 1, 2, 3])
+
+
+def test_prefetch_evicts_nothing_pinned(rig: Rig) -> None:
+    with rig.cache.acquire(0, [0, 1, 2, 3]) as lease:
+        rig.use(2, 0)
+        rig.use(2, 1)
+        assert rig.cache.prefetch(1, [0]) == 0
+        rig.check(lease)
+
+
+def test_prefetch_does_not_wait_for_a_slot_that_is_being_filled(make_rig: MakeRig) -> None:
+    rig = make_rig(1, 2)
+    rig.use(2, 0)
+    rig.disk.hold()
+    assert rig.cache.prefetch(0, [0]) == 1
+    rig.disk.wait_for_reads(2)
+    rig.use(2, 0)  # a hit: time goes by, and no demand is queued
+    assert rig.cache.prefetch(1, [0]) == 0
+    rig.disk.resume()
+    rig.use(0, 0)
+
+
+def test_prefetch_does_nothing_while_demand_is_queued(make_rig: MakeRig) -> None:
+    rig = make_rig(4, 2, workers=1)
+    rig.disk.hold()
+    with rig.cache.acquire(0, [0]):
+        assert rig.cache.prefetch(0, [1]) == 0
+        rig.disk.resume()
+
+
+def test_demand_for_a_queued_prefetch_promotes_it(make_rig: MakeRig) -> None:
+    rig = make_rig(4, 2, workers=1)
+    busy = rig.busy()
+    assert rig.cache.prefetch(0, [1, 2]) == 2
+    with rig.cache.acquire(0, [2]) as lease:
+        rig.disk.resume()
+        rig.check(lease)
+    busy.close()
+    rig.use(0, 1)
+    order = [(layer, expert) for layer, expert, part in rig.began() if part == 0]
+    assert order == [(2, 0), (0, 2), (0, 1)]
+    assert rig.cache.stats() == CacheStats(
+        hits=2, misses=1, read_bytes=1300, prefetched=2, cancelled=0
+    )
+
+
+def test_a_cancelled_prefetch_frees_its_slot(make_rig: MakeRig) -> None:
+    rig = make_rig(4, 2, workers=1)
+    busy = rig.busy()
+    assert rig.cache.prefetch(0, [1, 2]) == 2
+    assert rig.cache.cancel_prefetches() == 2
+    assert rig.held(0) == []
+    rig.disk.resume()
+    busy.close()
+    assert len(rig.disk.began) == 1
+    rig.use(0, 4, 5, 6, 7)
+    stats = rig.cache.stats()
+    assert (stats.prefetched, stats.cancelled) == (2, 2)
+
+
+def test_cancel_leaves_what_is_being_read_or_demanded(make_rig: MakeRig) -> None:
+    rig = make_rig(4, 2, workers=1)
+    rig.disk.hold()
+    assert rig.cache.prefetch(0, [1, 2, 3]) == 3
+    rig.disk.wait_for_reads(1)
+    lease = rig.cache.acquire(0, [2])
+    assert rig.cache.cancel_prefetches() == 1
+    assert rig.held(0) == [1, 2]
+    rig.disk.resume()
+    rig.check(lease)
+    lease.close()
+    rig.use(0, 1)
+    assert rig.cache.cancel_prefetches() == 0
+
+
+def test_cancel_keeps_what_has_arrived(rig: Rig) -> None:
+    rig.cache.prefetch(0, [1])
+    rig.disk.wait_for_reads(3)
+    rig.use(2, 0)
+    while rig.cache.cancel_prefetches():
+        pass
+    assert rig.held(0) == [1]
+    rig.use(0, 1)
+    assert rig.cache.stats().hits == 1
+
+
+def test_demand_takes_the_slot_of_a_queued_prefetch(make_rig: MakeRig) -> None:
+    rig = make_rig(2, 2, workers=1)
+    busy = rig.busy()
+    assert rig.cache.prefetch(0, [1, 2]) == 2
+    with rig.cache.acquire(1, [5, 6]) as lease:
+        rig.disk.resume()
+        rig.check(lease)
+    busy.close()
+    assert (rig.held(0), rig.held(1)) == ([], [5, 6])
+    assert rig.cache.stats().cancelled == 2
+    assert {layer for layer, _, _ in rig.began()} == {1, 2}
+
+
+def test_demand_takes_the_slot_of_a_prefetch_under_way(make_rig: MakeRig) -> None:
+    rig = make_rig(1, 2, workers=1)
+    rig.disk.delay_seconds = lambda: 0.02
+    rig.cache.prefetch(0, [1])
+    rig.disk.wait_for_reads(1)
+    rig.use(1, 5)
+    assert (rig.held(0), rig.held(1)) == ([], [5])
+
+
+def test_a_failed_prefetch_is_read_again_on_demand(make_rig: MakeRig) -> None:
+    rig = make_rig(4, 2, workers=1)
+    rig.break_part(0, 1, 0)
+    rig.cache.prefetch(0, [1])
+    rig.use(2, 0)  # the worker is through with what came before it
+    rig.disk.wait_for_reads(4)
+    rig.disk.faults.clear()
+    rig.use(0, 1)
+    assert rig.cache.stats().misses == 2
+
+
+def test_a_failed_prefetch_is_read_again_after_a_cancel(make_rig: MakeRig) -> None:
+    rig = make_rig(4, 2, workers=1)
+    for part in range(3):
+        rig.break_part(0, 1, part)
+    rig.cache.prefetch(0, [1])
+    rig.disk.wait_for_reads(3)
+    rig.use(2, 0)
+    assert rig.cache.cancel_prefetches() == 0
+    assert rig.held(0) == []
+    rig.disk.faults.clear()
+    rig.use(0, 1)
+
+
+# --- the end --------------------------------------------------------------------------------------
+
+
+def test_a_lease_may_be_closed_after_the_cache(rig: Rig) -> None:
+    rig.disk.hold()
+    lease = rig.cache.acquire(0, [0, 1, 2, 3])
+    rig.disk.wait_for_reads(2)
+    rig.disk.resume()
+    rig.cache.close()
+    lease.close()
+
+
+def test_a_kept_error_does_not_keep_the_slots_mapped(make_rig: MakeRig) -> None:
+    rig = make_rig(4, 2)
+    rig.break_part(0, 3, 0)
+    with rig.cache.acquire(0, [3]) as lease, pytest.raises(ExpertReadError) as caught:
+        lease.wait(0)
+    rig.cache.close()
+    rig.pool.close()
+    assert caught.value.__traceback__ is not None
