@@ -21,10 +21,10 @@ from localmoe.cli.run_options import (
 
 HELP = """Answer a prompt, or chat.
 
-Without MODEL the embedded demonstration model runs. A single argument is a MODEL if it is an
-existing path or ends in .gguf, else a PROMPT. What comes on standard input is added to the prompt.
-With neither, on a terminal, a chat opens; /help lists its commands. Where the model file has its
-own sampling values, they are the defaults.
+Without MODEL the embedded demonstration model runs. A single argument is a MODEL if it is an \
+existing path or ends in .gguf, else a PROMPT. What comes on standard input is added to the \
+prompt. With neither, on a terminal, a chat opens; /help lists its commands. Where the model \
+file has its own sampling values, they are the defaults.
 
 \b
 Examples:

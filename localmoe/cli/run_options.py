@@ -30,7 +30,7 @@ Temperature = Annotated[
         metavar="X",
         min=0,
         max=100,
-        help="0 always takes the likeliest token. [default: 0.8]",
+        help="0 always takes the likeliest token. Default: 0.8.",
     ),
 ]
 TopK = Annotated[
@@ -38,7 +38,7 @@ TopK = Annotated[
     typer.Option(
         metavar="K",
         min=0,
-        help="Choose among the k likeliest; 0: all. [default: 40]",
+        help="Choose among the k likeliest; 0: all. Default: 40.",
     ),
 ]
 TopP = Annotated[
@@ -47,7 +47,7 @@ TopP = Annotated[
         metavar="P",
         min=0,
         max=1,
-        help="Choose among the likeliest that together reach this. [default: 0.95]",
+        help="Choose among the likeliest that together reach this. Default: 0.95.",
     ),
 ]
 MinP = Annotated[
@@ -56,7 +56,7 @@ MinP = Annotated[
         metavar="P",
         min=0,
         max=1,
-        help="Drop what is below this share of the likeliest. [default: 0.05]",
+        help="Drop what is below this share of the likeliest. Default: 0.05.",
     ),
 ]
 Seed = Annotated[
