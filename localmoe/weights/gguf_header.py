@@ -53,10 +53,12 @@ def read_header(path: str | Path) -> GgufHeader:
             raise ModelNotFoundError(f"{path} is not a file. Give the path of a .gguf file.")
         with open(path, "rb", buffering=0) as file:
             return _parse(file, path)
+    except FileNotFoundError as error:
+        raise ModelNotFoundError(f"there is no model file {path}. Check the path.") from error
     except OSError as error:
         raise ModelNotFoundError(
-            f"cannot read the model file {path}: {error}. Check the path, its permissions and "
-            "the disk."
+            f"cannot read the model file {path}: {error.strerror}. Check its permissions and the "
+            "disk."
         ) from error
 
 
