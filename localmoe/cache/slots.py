@@ -70,19 +70,6 @@ def _lay_out(sizes: tuple[int, ...], layers: Sequence[MoeLayer], block: int) -> 
     return SlotClass(sizes, tuple(starts), position, tuple(layers))
 
 
-def divide_slots(classes: Sequence[SlotClass], nbytes: int) -> list[int] | None:
-    """Split memory over size classes; each gets at least what one token routes to.
-
-    Returns slots per class, or None when one token's demand does not fit: below that an LRU
-    cache never hits.
-    """
-
-    def fits(counts: Sequence[int]) -> bool:
-        return slots_nbytes(classes, counts) <= nbytes
-
-    return share_slots(classes, [c.token_demand for c in classes], fits)
-
-
 def slots_nbytes(classes: Sequence[SlotClass], counts: Sequence[int]) -> int:
     """Return the bytes of so many slots of each class."""
     return sum(n * c.stride_nbytes for n, c in zip(counts, classes, strict=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -9,7 +10,7 @@ from typing import Protocol
 from localmoe.cache.slots import SlotClass, share_slots, slots_nbytes
 from localmoe.errors import BudgetError
 from localmoe.planning.plan import MemoryPlan
-from localmoe.planning.sizes import format_nbytes, format_nbytes_up
+from localmoe.planning.sizes import format_nbytes
 from localmoe.weights.catalog import Catalog
 
 MARGIN_BYTES = 96 << 20
@@ -172,22 +173,20 @@ def _dimension(request: Request, key: str) -> int:
 
 
 def _too_small(request: Request, budget_bytes: int) -> BudgetError:
-    """Find the smallest budget that works by bisection, and say what takes the room."""
-    low, high = budget_bytes, max(2 * budget_bytes, 1 << 30)
-    while not _works(request, high):
-        high *= 2
-    while high - low > 1 << 20:
-        middle = (low + high) // 2
-        low, high = (low, middle) if _works(request, middle) else (middle, high)
+    """Name the smallest budget that works, in whole MiB, and say what takes the room."""
+    limit_mib = 1024
+    while not _works(request, limit_mib << 20):
+        limit_mib *= 2
+    mib = bisect_left(range(limit_mib), True, key=lambda mib: _works(request, mib << 20))
     catalog, least = request.catalog, request.footprints[-1]
     demand = slots_nbytes(request.classes, [c.token_demand for c in request.classes])
     return BudgetError(
         f"a budget of {format_nbytes(budget_bytes)} is too small for this model: resident weights "
         f"take {format_nbytes(catalog.resident_nbytes)}, the KV cache of {request.context_tokens} "
         f"tokens {format_nbytes(least.kv_bytes)}, the program itself "
-        f"{format_nbytes(base_with_margin(request.base_bytes, high))}, and the "
+        f"{format_nbytes(base_with_margin(request.base_bytes, mib << 20))}, and the "
         f"{catalog.token_demand} experts that one token routes to {format_nbytes(demand)}. "
-        f"Use --memory {format_nbytes_up(high)} or more"
+        f"Use --memory {mib}MiB or more"
         + (", or a smaller --context." if least.kv_bytes > 64 << 20 else ".")
     )
 

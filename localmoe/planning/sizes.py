@@ -11,8 +11,3 @@ def format_nbytes(nbytes: int) -> str:
         if nbytes >= factor:
             return f"{nbytes / factor:.{0 if unit == 'KiB' else 2}f} {unit}"
     return f"{nbytes} bytes"
-
-
-def format_nbytes_up(nbytes: int) -> str:
-    """Return a size in whole MiB, rounded up, in the form that --memory takes."""
-    return f"{-(-nbytes // (1 << 20))}MiB"

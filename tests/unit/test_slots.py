@@ -10,7 +10,6 @@ import pytest
 from localmoe.cache.slots import (
     SlotClass,
     SlotPool,
-    divide_slots,
     share_slots,
     slot_classes,
     slots_nbytes,
@@ -37,6 +36,12 @@ def size_class(n_experts: int, nbytes: int, used: int = 1) -> SlotClass:
     (made,) = slot_classes([layer(0, n_experts, [nbytes], used=used)], 1)
     assert made.stride_nbytes == nbytes
     return made
+
+
+def divide_slots(classes: Sequence[SlotClass], nbytes: int) -> list[int] | None:
+    """Share memory, with room for what one token routes to, as the planner does."""
+    demand = [c.token_demand for c in classes]
+    return share_slots(classes, demand, lambda counts: slots_nbytes(classes, counts) <= nbytes)
 
 
 def test_layers_with_equal_parts_share_a_class() -> None:
