@@ -10,7 +10,8 @@
     ├── ExpertReadError          a read of expert weights failed or came short
     ├── EngineError              the engine underneath refused or failed
     │   ├── EngineVersionError       an engine version that localmoe was not tested with
-    │   └── ContextFullError         no room left for these tokens
+    │   ├── ContextFullError         no room left for these tokens
+    │   └── InterruptedDecodeError   somebody asked the engine to stop
     └── ChatError                a chat template or message cannot be rendered
 
 Each message says what was wanted, what was found and what to do.
@@ -78,6 +79,10 @@ class EngineVersionError(EngineError):
 
 class ContextFullError(EngineError):
     """The context has no room for these tokens."""
+
+
+class InterruptedDecodeError(EngineError):
+    """A decode was stopped by `Engine.interrupt`; the position is what it was before."""
 
 
 class ChatError(LocalMoeError):

@@ -121,6 +121,9 @@ class FakeEngine:
         said = len(self.tokens) - split
         return answer[said] if said < len(answer) else IM_END
 
+    def interrupt(self) -> None:
+        """Do nothing: every decode ends at once."""
+
     def truncate(self, n: int) -> int:
         if n < len(self.tokens):
             n = n - n % self.rewind_step if self.rewind_step else 0

@@ -125,6 +125,14 @@ class Engine(Protocol):
         """
         ...
 
+    def interrupt(self) -> None:
+        """Ask a decode under way to end soon with InterruptedDecodeError.
+
+        Safe to call from a signal handler. Nothing happens when no decode is under way, or when it
+        ends of itself first.
+        """
+        ...
+
     def truncate(self, n: int) -> int:
         """Keep the first n tokens; return the new position, smaller if it cannot rewind to n."""
         ...

@@ -16,7 +16,7 @@ from localmoe.chat.context import Context
 from localmoe.chat.sampling import Sampler
 from localmoe.chat.templates import Message, Renderer, special_text
 from localmoe.chat.usage import Phase, Usage
-from localmoe.errors import ChatError, ContextFullError
+from localmoe.errors import ChatError, ContextFullError, InterruptedDecodeError
 from localmoe.settings import Progress
 
 _LEAST_ANSWER_TOKENS = 256
@@ -78,6 +78,7 @@ class ChatSession:
     def cancel(self) -> None:
         """End the current answer before its next token; safe to call from a signal handler."""
         self._cancelled = True
+        self._engine.interrupt()
 
     def _run(
         self, text: str, progress: Progress | None, answer: Answer
@@ -88,6 +89,8 @@ class ChatSession:
             logits = self._prefill(tokens, answer, progress)
             if logits is not None:
                 yield from self._speak(logits, answer)
+        except InterruptedDecodeError:
+            answer.finish = "cancelled"
         except (GeneratorExit, KeyboardInterrupt):
             answer.finish = "cancelled"
             raise

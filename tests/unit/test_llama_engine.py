@@ -19,12 +19,14 @@ import localmoe
 import zoo
 from localmoe.backends.llama import bindings, dry_run
 from localmoe.backends.llama.engine import LlamaEngine
+from localmoe.cache.expert_cache import Lease
 from localmoe.errors import (
     BudgetError,
     ContextFullError,
     EngineError,
     EngineVersionError,
     ExpertReadError,
+    InterruptedDecodeError,
     ModelFormatError,
     SettingsError,
 )
@@ -128,6 +130,32 @@ def test_any_exception_in_the_callback_surfaces_as_itself(
         assert caught.value is error
     assert engine.position == 0
     assert np.array_equal(engine.decode(TOKENS), wanted)
+
+
+def test_interrupted_decode_ends_and_the_next_one_works(
+    engine: LlamaEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = engine.decode(TOKENS)
+    engine.truncate(0)
+    engine.interrupt()  # nothing is under way: nothing happens
+    assert np.array_equal(engine.decode(TOKENS), wanted)
+    engine.truncate(4)
+    assert engine.cache
+    acquire, calls = engine.cache.acquire, 0
+
+    def interrupting(layer: int, ids: list[int]) -> Lease:
+        nonlocal calls
+        calls += 1
+        engine.interrupt()
+        return acquire(layer, ids)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.cache, "acquire", interrupting)
+        with pytest.raises(InterruptedDecodeError):
+            engine.decode(TOKENS[4:])
+    assert calls == 1
+    assert engine.position == 4
+    assert np.array_equal(engine.decode(TOKENS[4:]), wanted)
 
 
 @pytest.mark.parametrize("name", ["qwen3moe", "afmoe", "deepseek2"])

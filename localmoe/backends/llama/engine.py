@@ -22,7 +22,7 @@ from localmoe.backends.llama.source import ModelSource
 from localmoe.backends.llama.tokenizer import LlamaTokenizer
 from localmoe.cache.expert_cache import CacheStats, ExpertCache
 from localmoe.cache.slots import SlotPool
-from localmoe.errors import ContextFullError, EngineError
+from localmoe.errors import ContextFullError, EngineError, InterruptedDecodeError
 from localmoe.planning.plan import MemoryPlan
 from localmoe.weights.catalog import Catalog
 
@@ -65,6 +65,7 @@ class LlamaEngine:
         self._batch = L.llama_batch_init(plan.prefill_chunk_tokens, 0, 1)
         self._outputs = output_limit(self._tokenizer.n_vocab, plan.prefill_chunk_tokens)
         self._tokens: list[int] = []
+        self._interrupted = False
         self._decoded, self._seconds = 0, 0.0
         self._load_seconds = 0.0
 
@@ -126,8 +127,11 @@ class LlamaEngine:
         self._check_tokens(tokens)
         start, began = self.position, time.perf_counter()
         rows = []
+        self._request_interrupt(False)
         try:
             for chunk, flags in self._chunks(tokens, logits):
+                if self._interrupted:
+                    raise InterruptedDecodeError("the decode was interrupted")
                 rows.append(self._step(chunk, flags))
         except BaseException:
             self.truncate(start)
@@ -136,6 +140,10 @@ class LlamaEngine:
             self._seconds += time.perf_counter() - began
         self._decoded += len(tokens)
         return np.concatenate(rows)
+
+    def interrupt(self) -> None:
+        """Ask a decode under way to end: at the next MoE layer, or chunk if all is resident."""
+        self._request_interrupt(True)
 
     def truncate(self, n: int) -> int:
         """Keep the first n tokens; return the new position, 0 if it cannot rewind to n."""
@@ -220,6 +228,11 @@ class LlamaEngine:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _request_interrupt(self, wanted: bool) -> None:
+        self._interrupted = wanted
+        if self._streaming:
+            self._streaming.hook.interrupted = wanted
 
     def _check_tokens(self, tokens: list[int]) -> None:
         if not tokens:

@@ -24,7 +24,7 @@ from localmoe.backends.llama.bindings import (
     Tensor,
 )
 from localmoe.cache.expert_cache import ExpertCache, Lease
-from localmoe.errors import ModelFormatError, UnsupportedModelError
+from localmoe.errors import InterruptedDecodeError, ModelFormatError, UnsupportedModelError
 from localmoe.weights.catalog import MoeLayer
 
 _ROUTED = b"ffn_moe_weights-"
@@ -94,6 +94,8 @@ class Hook:
         self._ids: Ids | None = None
         self._waited: set[int] = set()
         self.error: BaseException | None = None
+        self.interrupted = False
+        """Set by another thread or a signal handler: the next layer ends the decode."""
         self.stall_seconds = 0.0
         self.callback = L.ggml_backend_sched_eval_callback(self._call)
 
@@ -150,6 +152,8 @@ class Hook:
 
     def _route(self, node: int) -> None:
         """The weights are gathered already, so the ids may now become slot numbers."""
+        if self.interrupted:
+            raise InterruptedDecodeError("the decode was interrupted")
         if self._lease:
             self._lease.close()
             self._lease = None
