@@ -1,0 +1,317 @@
+"""The cache against simple models: random layouts, calls, failures and delays.
+
+`CacheMachine` does everything a user of the cache can do, with threads and a disk that fails;
+`test_lru_order...` does demand alone, and then the cache must agree with an OrderedDict.
+"""
+
+from __future__ import annotations
+
+import errno
+import random
+import shutil
+import tempfile
+import threading
+from collections import Counter, OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given, settings
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    initialize,
+    invariant,
+    rule,
+)
+
+from localmoe.cache.expert_cache import ExpertCache, Lease
+from localmoe.cache.slots import SlotPool, slot_classes
+from localmoe.errors import BudgetError, ExpertReadError
+from localmoe.weights.catalog import ExpertKey
+from storage import Disk, ExpertFiles, LayerShape
+
+PART_NBYTES = st.sampled_from([1, 511, 512, 4096, 5000])
+MOST_EXPERTS = 6
+IDS = st.lists(st.integers(0, MOST_EXPERTS - 1), max_size=5)
+LAYERS = st.integers(0, 3)
+
+
+@st.composite
+def layer_shapes(draw: st.DrawFn) -> list[LayerShape]:
+    """Draw one to four layers; few kinds of parts, so that layers often share a size class."""
+    kinds = draw(st.lists(st.lists(PART_NBYTES, min_size=1, max_size=3), min_size=1, max_size=2))
+    return [
+        LayerShape(
+            draw(st.integers(2, MOST_EXPERTS)),
+            tuple(draw(st.sampled_from(kinds))),
+            shard=draw(st.integers(0, 1)),
+        )
+        for _ in range(draw(st.integers(1, 4)))
+    ]
+
+
+class Rig:
+    """A cache over random experts on a disk of random alignment."""
+
+    def __init__(self, draw: st.DataObject) -> None:
+        self.directory = Path(tempfile.mkdtemp())
+        self.experts = ExpertFiles(self.directory, draw.draw(layer_shapes()))
+        blocks = {s: draw.draw(st.sampled_from([1, 512, 4096])) for s in self.experts.paths}
+        self.disk = Disk()
+        self.files = self.experts.open(self.disk, blocks)
+        classes = slot_classes(self.experts.layers, max(blocks.values()))
+        counts = [draw.draw(st.integers(1, min(c.n_experts, 9))) for c in classes]
+        self.pool = SlotPool(classes, counts)
+        workers = draw.draw(st.integers(1, 3))
+        self.cache = ExpertCache(self.experts.layers, self.pool, self.files, workers=workers)
+
+    def choose(self, layer: int, ids: Sequence[int]) -> tuple[int, list[int]]:
+        """Make any drawn numbers a layer and experts that exist."""
+        layer %= len(self.experts.layers)
+        return layer, [e % self.experts.layers[layer].n_experts for e in ids]
+
+    def class_of(self, key: ExpertKey) -> int:
+        return self.pool.class_index(key.layer)
+
+    def wrong_parts(self, lease: Lease) -> list[tuple[int, int]]:
+        """Return (expert, part) whose bytes in the slot are not the file's."""
+        return [
+            (expert, part)
+            for expert, slot in lease.slots.items()
+            for part, wanted in enumerate(self.experts.expert(lease.layer, expert))
+            if self._at(lease.layer, slot, part, len(wanted)) != wanted
+        ]
+
+    def wait(self, lease: Lease) -> None:
+        for part in range(len(self.experts.layers[lease.layer].parts)):
+            lease.wait(part)
+
+    def close(self) -> None:
+        self.disk.resume()
+        self.cache.close()
+        self.pool.close()
+        for file in self.files.values():
+            file.close()
+        self.disk.close()
+        shutil.rmtree(self.directory)
+
+    def _at(self, layer: int, slot: int, part: int, nbytes: int) -> bytes:
+        start = self.pool.start(self.pool.class_index(layer), slot)
+        start += self.cache.data_start(layer, part)
+        return bytes(self.pool.memory.view[start : start + nbytes])
+
+
+class CacheMachine(RuleBasedStateMachine):
+    """Everything at random; the model is what is leased, what failed, and what was asked."""
+
+    leases: Bundle[Lease] = Bundle("leases")
+
+    @initialize(draw=st.data(), seed=st.integers(0, 1 << 20))
+    def begin(self, draw: st.DataObject, seed: int) -> None:
+        self.n_threads_before = threading.active_count()
+        self.rig = Rig(draw)
+        self.cache = self.rig.cache
+        self.open: dict[Lease, dict[ExpertKey, int]] = {}
+        """Leases that are open, with the slots that they were given."""
+        self.checked: set[Lease] = set()
+        self.requests = self.prefetched = self.cancelled = 0
+        self.recent: list[set[ExpertKey]] = []
+        """What each `acquire` asked for."""
+        delays = random.Random(seed)
+        self.rig.disk.delay_seconds = lambda: delays.choice((0.0, 0.0, 0.0002, 0.001))
+
+    @rule(target=leases, layer=LAYERS, ids=IDS)
+    def acquire(self, layer: int, ids: list[int]) -> Lease | None:
+        layer, ids = self.rig.choose(layer, ids)
+        keys = {ExpertKey(layer, expert) for expert in ids}
+        of_class = self.rig.pool.class_index(layer)
+        pinned = {k for slots in self.open.values() for k in slots}
+        needed = {k for k in pinned | keys if self.rig.class_of(k) == of_class}
+        refused = len(needed) > self.rig.pool.counts[of_class]
+        before = self.cache.stats()
+        if refused:
+            with pytest.raises(BudgetError):
+                self.cache.acquire(layer, ids)
+            self.recent.append(set())
+            assert self.cache.stats() == before
+            return None
+        lease = self.cache.acquire(layer, ids)
+        assert {ExpertKey(layer, e) for e in lease.slots} == keys
+        self.open[lease] = {ExpertKey(layer, e): slot for e, slot in lease.slots.items()}
+        self.requests += len(keys)
+        self.recent.append(keys)
+        return lease
+
+    @rule(lease=leases)
+    def wait(self, lease: Lease | None) -> None:
+        if lease not in self.open:
+            return
+        try:
+            self.rig.wait(lease)
+        except ExpertReadError as error:
+            assert error.errno in (errno.EIO, 0)
+            return
+        assert self.rig.wrong_parts(lease) == []
+        self.checked.add(lease)
+
+    @rule(lease=consumes(leases))
+    def release(self, lease: Lease | None) -> None:
+        if lease is None:
+            return
+        lease.close()
+        self.open.pop(lease, None)
+        self.checked.discard(lease)
+
+    @rule(layer=LAYERS, ids=IDS, protect=st.integers(0, 4))
+    def prefetch(self, layer: int, ids: list[int], protect: int) -> None:
+        layer, ids = self.rig.choose(layer, ids)
+        demanded = set().union(*self.recent[len(self.recent) - protect :]) if protect else set()
+        safe = {key for key in demanded if key in self.cache}
+        self.prefetched += self.cache.prefetch(layer, ids, protect=protect)
+        assert all(key in self.cache for key in safe)
+
+    @rule()
+    def cancel_prefetches(self) -> None:
+        n_before = self.cache.currsize
+        dropped = self.cache.cancel_prefetches()
+        assert self.cache.currsize <= n_before - dropped
+
+    @rule(layer=LAYERS, expert=st.integers(0, MOST_EXPERTS - 1), part=st.integers(0, 2))
+    def break_part(self, layer: int, expert: int, part: int) -> None:
+        layer, (expert,) = self.rig.choose(layer, [expert])
+        parts = self.rig.experts.layers[layer].parts
+        extent = parts[part % len(parts)].expert_extent(expert)
+        code = errno.EIO if part else 0
+        self.rig.disk.faults[extent.path, extent.offset + extent.nbytes // 2] = code
+
+    @rule()
+    def repair(self) -> None:
+        self.rig.disk.faults.clear()
+
+    @rule(longest=st.sampled_from([4096, 8192, 1 << 30]))
+    def shorten_reads(self, longest: int) -> None:
+        self.rig.disk.longest_read_nbytes = longest
+
+    @invariant()
+    def sizes_hold(self) -> None:
+        assert 0 <= self.cache.currsize <= self.cache.maxsize == sum(self.rig.pool.counts)
+        stats = self.cache.stats()
+        assert stats.hits + stats.misses == self.requests
+        assert stats.prefetched == self.prefetched
+        assert stats.cancelled <= stats.prefetched
+
+    @invariant()
+    def no_two_leased_experts_share_a_slot(self) -> None:
+        held = {(key, slot) for slots in self.open.values() for key, slot in slots.items()}
+        users = Counter((self.rig.class_of(key), slot) for key, slot in held)
+        assert all(n == 1 for n in users.values())
+
+    @invariant()
+    def what_is_pinned_stays(self) -> None:
+        for lease, slots in self.open.items():
+            assert all(key in self.cache for key in slots)
+            assert {ExpertKey(lease.layer, e): s for e, s in lease.slots.items()} == slots
+            if lease in self.checked:
+                assert self.rig.wrong_parts(lease) == []
+
+    def teardown(self) -> None:
+        """Let go of everything: then every slot can be had, and every expert can be read."""
+        if not hasattr(self, "rig"):
+            return
+        try:
+            for lease in self.open:
+                lease.close()
+            self.rig.disk.faults.clear()
+            self._fill_every_slot()
+            for layer in self.rig.experts.layers:
+                for expert in range(layer.n_experts):
+                    with self.cache.acquire(layer.layer, [expert]) as lease:
+                        self.rig.wait(lease)
+                        assert self.rig.wrong_parts(lease) == []
+        finally:
+            self.rig.close()
+        assert threading.active_count() == self.n_threads_before
+
+    def _fill_every_slot(self) -> None:
+        leases = []
+        for slot_class, count in zip(self.rig.pool.classes, self.rig.pool.counts, strict=True):
+            keys = [(m.layer, e) for m in slot_class.layers for e in range(m.n_experts)]
+            leases += [self.cache.acquire(layer, [expert]) for layer, expert in keys[:count]]
+        assert self.cache.currsize == self.cache.maxsize
+        for lease in leases:
+            self.rig.wait(lease)
+        for lease in leases:
+            assert self.rig.wrong_parts(lease) == []
+            lease.close()
+
+
+TestCacheMachine = CacheMachine.TestCase
+TestCacheMachine.settings = settings(max_examples=50, stateful_step_count=30, deadline=None)
+
+
+@settings(max_examples=50, deadline=None)
+@given(draw=st.data(), calls=st.lists(st.tuples(LAYERS, IDS), max_size=40))
+def test_lru_order_hits_and_misses_are_those_of_a_plain_lru(
+    draw: st.DataObject, calls: list[tuple[int, list[int]]]
+) -> None:
+    rig = Rig(draw)
+    try:
+        models = [OrderedDict[ExpertKey, None]() for _ in rig.pool.counts]
+        hits = misses = 0
+        for layer, ids in calls:
+            layer, ids = rig.choose(layer, ids)
+            of_class = rig.pool.class_index(layer)
+            model, count = models[of_class], rig.pool.counts[of_class]
+            keys = [ExpertKey(layer, e) for e in dict.fromkeys(ids)]
+            if len(keys) > count:
+                continue
+            rig.cache.acquire(layer, ids).close()
+            for key in (k for k in keys if k in model):
+                model.move_to_end(key)
+                hits += 1
+            for key in (k for k in keys if k not in model):
+                misses += 1
+                if len(model) == count:
+                    model.popitem(last=False)
+                model[key] = None
+            held = {k for m in models for k in m}
+            assert rig.cache.currsize == len(held)
+            assert all(key in rig.cache for key in held)
+        assert (rig.cache.stats().hits, rig.cache.stats().misses) == (hits, misses)
+    finally:
+        rig.close()
+
+
+@settings(max_examples=200, deadline=None)
+@given(draw=st.data())
+def test_what_reads_may_touch_never_overlaps(draw: st.DataObject) -> None:
+    """Every part of every expert of a layer, in one slot: each stays in its room."""
+    rig = Rig(draw)
+    try:
+        for layer in rig.experts.layers:
+            stride = rig.pool.classes[rig.pool.class_index(layer.layer)].stride_nbytes
+            for expert in range(layer.n_experts):
+                end = 0
+                for index, part in enumerate(layer.parts):
+                    extent = part.expert_extent(expert)
+                    start = rig.cache.data_start(layer.layer, index)
+                    assert start % 32 == 0
+                    file = rig.files[extent.path]
+                    first, last = touched(start, extent.offset, extent.nbytes, file.block)
+                    assert end <= first
+                    end = last
+                assert end <= stride
+    finally:
+        rig.close()
+
+
+def touched(start: int, offset: int, nbytes: int, block: int) -> tuple[int, int]:
+    """Return what a read of a part to this place may write: the contract of DirectFile.read."""
+    lead = offset % block
+    if start % block == lead:
+        return start - lead, start - lead + -(-(lead + nbytes) // block) * block
+    assert start % block == 0
+    return start, start + -(-nbytes // block) * block + block
