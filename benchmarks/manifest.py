@@ -19,8 +19,12 @@ from typing import Any
 
 import psutil
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parent
+sys.path.insert(0, str(REPOSITORY))  # the tree that is measured, whatever is installed
+
+from localmoe.bench.machine import describe_machine, describe_versions  # noqa: E402
+
 DATA = REPOSITORY / "docs" / "measurements" / "data"
 SCRATCH = REPOSITORY / "build" / "benchmarks"
 Answer = dict[str, Any]
@@ -111,8 +115,6 @@ def _commit() -> dict[str, object]:
 
 
 def _machine() -> dict[str, object]:
-    from localmoe.bench.machine import describe_machine, describe_versions
-
     return {**describe_machine(), "versions": describe_versions(), "libc": platform.libc_ver()[1]}
 
 
