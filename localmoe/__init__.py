@@ -39,6 +39,7 @@ __all__ = [
     "BudgetError",
     "ChatError",
     "ContextFullError",
+    "Engine",
     "EngineError",
     "EngineVersionError",
     "ExpertReadError",
@@ -54,6 +55,15 @@ __all__ = [
     "UnsupportedModelError",
     "load",
 ]
+
+
+def __getattr__(name: str) -> object:
+    # The protocol needs numpy, and `localmoe --help` should not wait for it.
+    if name == "Engine":
+        from localmoe.backends.base import Engine
+
+        return Engine
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def load(

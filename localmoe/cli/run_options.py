@@ -21,7 +21,8 @@ MaxTokens = Annotated[
     typer.Option(
         metavar="N",
         min=1,
-        help="Longest answer in tokens. Default: as long as there is room in the context.",
+        help="Longest answer in tokens. Default: as long as there is room in the context; 400 "
+        "for the demonstration model.",
     ),
 ]
 Temperature = Annotated[

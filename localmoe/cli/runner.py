@@ -24,15 +24,16 @@ from localmoe.cli.stats_file import check_writable, stats_of, write_stats
 from localmoe.cli.terminal import dim_line
 from localmoe.errors import SettingsError
 
-_DEFAULT_ANSWER_TOKENS = 256
-"""Nobody is there to stop an answer that nobody asked for."""
+_DEFAULT_ANSWER_TOKENS = 400
+"""For an answer that nobody asked for, and for the demonstration model: it may never find an end."""
 _DEMO_NOTE = "A small demonstration model. A large one: localmoe run FILE.gguf --memory 8GiB"
 
 
 def execute(request: Request, options: RunOptions) -> None:
     """Do what was asked. Raises LocalMoeError; KeyboardInterrupt when one answer was broken off."""
     _check(options)
-    if request.asks_default and options.max_tokens is None:
+    bounded = request.asks_default or request.model is None
+    if bounded and options.max_tokens is None:
         options = replace(options, max_tokens=_DEFAULT_ANSWER_TOKENS)
     with _engine(request.model, options) as engine:
         session = _session(engine, options)

@@ -63,7 +63,7 @@ def dry_run(
     except subprocess.TimeoutExpired as error:
         raise ModelFormatError(
             f"{paths[0]}: llama.cpp did not finish reading the header in {_TIMEOUT_SECONDS} s. "
-            "The file is probably damaged."
+            "The machine is overloaded, or the file is damaged."
         ) from error
     if done.returncode < 0:
         raise ModelFormatError(
