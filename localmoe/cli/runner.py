@@ -25,7 +25,7 @@ from localmoe.cli.terminal import dim_line
 from localmoe.errors import SettingsError
 
 _DEFAULT_ANSWER_TOKENS = 400
-"""For an answer that nobody asked for, and for the demonstration model: it may never find an end."""
+"""For answers that nobody asked for, and for the demonstration model, which may find no end."""
 _DEMO_NOTE = "A small demonstration model. A large one: localmoe run FILE.gguf --memory 8GiB"
 
 
