@@ -59,7 +59,7 @@ def main() -> None:
                     )
                 samples[str(count)][state].append(answer["tokens_per_second"])
     medians = {
-        count: {state: statistics.median(values) for state, values in states.items()}
+        count: {state: statistics.median_low(values) for state, values in states.items()}
         for count, states in samples.items()
     }
     asked = {"memory": given.memory, "tokens": given.tokens, "last_answer": answer}

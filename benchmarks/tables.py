@@ -15,6 +15,8 @@ from typing import Any
 from manifest import DATA
 
 PAGE = DATA.parent / "README.md"
+QUIET_LOAD = 0.5
+"""A load average above this is work of others: nothing of ours runs before the first entry."""
 Record = dict[str, Any]
 
 
@@ -82,12 +84,14 @@ def said(value: bool | None) -> str:
 def origin(record: Record, path: Path) -> str:
     """Say where and when a table was measured."""
     machine, entry = record["machine"], record["entry"]
+    load = entry["load_average"][0]
     state = "clean" if not record["changed_since_commit"] else "with changes"
     return (
         f"Commit {record['commit'][:12]} ({state}), {record['time']}; {machine['cpu']}, "
         f"{machine['cores']} cores, {machine['memory_bytes'] / 2**30:.0f} GiB, "
-        f"{machine['system']}; load average at the start {entry['load_average'][0]:.1f}. "
-        f"Raw: [data/{path.name}](data/{path.name})."
+        f"{machine['system']}; load average at the start {load:.1f}"
+        + (": **other work ran on the machine meanwhile**. " if load > QUIET_LOAD else ". ")
+        + f"Raw: [data/{path.name}](data/{path.name})."
     )
 
 
