@@ -45,7 +45,7 @@ makes it stream.
 Examples:
   localmoe bench decode big.gguf --memory 8GiB
   localmoe bench decode big.gguf --memory 8GiB --peer mmap --rounds 3
-  localmoe bench decode --memory 200MiB --experts-used 6
+  localmoe bench decode --memory 330MiB --experts-used 6
 """
 _CHILD = (sys.executable, "-m", "localmoe.cli.bench_child")
 _CONTEXT_TOKENS = 1024
