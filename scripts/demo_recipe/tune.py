@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,20 +22,29 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Schedule:
-    """Steps, tokens in each, learning rates, weight of the hidden-state error, order of batches."""
+    """Steps, tokens in each, learning rates, weight of the hidden-state error.
+
+    Neither the rate nor the average depends on the number of steps, so a run that was stopped, or
+    that should go on for longer, continues where it was.
+    """
 
     steps: int
     tokens_per_step: int = 768
     rate: float = 5e-4
     norm_rate: float = 5e-4
     warm_up: int = 10
+    half_rate: int = 300
     hidden_weight: float = 1.0
     seed: int = 1
+    save_every: int = 10
 
     def factor(self, step: int) -> float:
-        """Return the fraction of the learning rate: linear warm-up, then half a cosine to 3 %."""
-        cosine = 0.5 + 0.5 * math.cos(math.pi * step / self.steps)
-        return min(1.0, (step + 1) / self.warm_up) * (0.03 + 0.97 * cosine)
+        """Return the fraction of the learning rate: linear warm-up, then 1/sqrt."""
+        return min((step + 1) / self.warm_up, (1 + 3 * step / self.half_rate) ** -0.5)
+
+    def memory(self, step: int) -> float:
+        """Return how much of the average stays: it spans the last third, at most 100 steps."""
+        return 1 - 1 / max(1.0, min(100.0, step / 3))
 
 
 @dataclass(frozen=True)
@@ -109,35 +119,79 @@ def trained_names(w: Weights) -> tuple[list[str], list[str]]:
     return first, [n for n in w if n.endswith(("norm.weight", "neuron_scale"))]
 
 
-def tune(w: Weights, chats: Record, shape: Shape, schedule: Schedule, say: Say) -> Weights:
-    """Return w with the trained entries replaced."""
-    device = w["output_norm.weight"].device
-    fast, slow = trained_names(w)
-    w = {n: t.clone().requires_grad_(n in {*fast, *slow}) for n, t in w.items()}
-    parameters = [
-        {"params": [w[n] for n in fast], "peak": schedule.rate},
-        {"params": [w[n] for n in slow], "peak": schedule.norm_rate},
-    ]
-    optimizer = torch.optim.AdamW(parameters, lr=1.0, betas=(0.9, 0.95), weight_decay=0.0)
-    ffn, log = expert_ffn(shape), _Log(schedule, say)
-    for step, rows in enumerate(_shuffled(chats, schedule)):
-        for group in optimizer.param_groups:
-            group["lr"] = group["peak"] * schedule.factor(step)
-        kl, error = losses(w, ffn, batch_of(chats, rows, device))
-        optimizer.zero_grad(set_to_none=True)
-        (kl + schedule.hidden_weight * error).backward()
-        torch.nn.utils.clip_grad_norm_([w[n] for n in fast + slow], 1.0)
-        optimizer.step()
-        log.add(step, kl.item(), error.item())
-    return {n: t.detach() for n, t in w.items()}
+class Tuning:
+    """A student in training: weights, their running average, the optimizer and the step."""
+
+    def __init__(self, w: Weights, schedule: Schedule) -> None:
+        fast, slow = trained_names(w)
+        self.names, self.schedule, self.step = fast + slow, schedule, 0
+        self.w = {n: t.clone().requires_grad_(n in {*self.names}) for n, t in w.items()}
+        self.average = {n: w[n].clone() for n in self.names}
+        groups = [
+            {"params": [self.w[n] for n in fast], "peak": schedule.rate},
+            {"params": [self.w[n] for n in slow], "peak": schedule.norm_rate},
+        ]
+        self.optimizer = torch.optim.AdamW(groups, lr=1.0, betas=(0.9, 0.95), weight_decay=0.0)
+
+    def learn(self, ffn: Ffn, batch: Batch) -> tuple[float, float]:
+        """Take one step; return KL and hidden-state error before it."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak"] * self.schedule.factor(self.step)
+        kl, error = losses(self.w, ffn, batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        (kl + self.schedule.hidden_weight * error).backward()
+        torch.nn.utils.clip_grad_norm_([self.w[n] for n in self.names], 1.0)
+        self.optimizer.step()
+        for name, mean in self.average.items():
+            mean.lerp_(self.w[name].detach(), 1 - self.schedule.memory(self.step))
+        self.step += 1
+        return kl.item(), error.item()
+
+    def save(self, path: Path) -> None:
+        """Write all that is needed to go on."""
+        now = {n: self.w[n].detach() for n in self.names}
+        state = {"step": self.step, "now": now, "average": self.average}
+        part = path.with_suffix(".part")
+        torch.save(state | {"optimizer": self.optimizer.state_dict()}, part)
+        part.replace(path)
+
+    def load(self, path: Path) -> None:
+        """Go on from what `save` wrote."""
+        state = torch.load(path, weights_only=True)
+        self.step, self.average = state["step"], state["average"]
+        with torch.no_grad():
+            for name, value in state["now"].items():
+                self.w[name].copy_(value)
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+def tune(
+    w: Weights, chats: Record, shape: Shape, schedule: Schedule, path: Path, say: Say
+) -> Weights:
+    """Return w with trained entries, averaged over steps; the state of training is kept in path."""
+    tuning, ffn, log = Tuning(w, schedule), expert_ffn(shape), _Log(schedule, say)
+    if path.exists():
+        tuning.load(path)
+    order = _shuffled(chats, schedule)
+    for rows in itertools.islice(order, tuning.step, schedule.steps):
+        log.add(tuning.step, *tuning.learn(ffn, batch_of(chats, rows, device_of(w))))
+        if tuning.step % schedule.save_every == 0:
+            tuning.save(path)
+    return w | tuning.average
+
+
+def device_of(w: Weights) -> torch.device:
+    """Return where the weights are."""
+    return w["output_norm.weight"].device
 
 
 def _shuffled(chats: Record, schedule: Schedule) -> Iterator[torch.Tensor]:
-    random, queue = np.random.default_rng(schedule.seed), []
+    """Yield groups of rows without end, every group once before any comes again."""
+    random = np.random.default_rng(schedule.seed)
     groups = groups_of_rows(chats, schedule.tokens_per_step)
-    for _ in range(schedule.steps):
-        queue = queue or random.permutation(len(groups)).tolist()
-        yield groups[queue.pop()]
+    while True:
+        for number in random.permutation(len(groups)).tolist():
+            yield groups[number]
 
 
 class _Log:
@@ -165,7 +219,7 @@ def judge(w: Weights, chats: Record, shape: Shape | None, rows: int) -> tuple[fl
     Perplexity is of the sampled answers.
     """
     ffn = dense_ffn if shape is None else expert_ffn(shape)
-    device = w["output_norm.weight"].device
+    device = device_of(w)
     kls, losses_ = [], []
     for group in torch.arange(rows).split(8):
         batch = batch_of(chats, group, device)
