@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -438,12 +439,19 @@ def test_demand_takes_the_slot_of_a_queued_prefetch(make_rig: MakeRig) -> None:
     assert {layer for layer, _, _ in rig.began()} == {1, 2}
 
 
-def test_demand_takes_the_slot_of_a_prefetch_under_way(make_rig: MakeRig) -> None:
-    rig = make_rig(1, 2, workers=1)
-    rig.disk.delay_seconds = lambda: 0.02
+def test_demand_takes_the_slot_of_a_prefetch_under_way_when_its_reads_have_ended(
+    make_rig: MakeRig,
+) -> None:
+    rig = make_rig(1, 2, workers=3)
+    rig.disk.hold()
     rig.cache.prefetch(0, [1])
-    rig.disk.wait_for_reads(1)
-    rig.use(1, 5)
+    rig.disk.wait_for_reads(2)
+    demand = threading.Thread(target=rig.use, args=(1, 5))
+    demand.start()
+    demand.join(0.05)
+    assert {layer for layer, _, _ in rig.began()} == {0}
+    rig.disk.resume()
+    demand.join()
     assert (rig.held(0), rig.held(1)) == ([], [5])
 
 
