@@ -91,7 +91,7 @@ class ExpertCache:
         }
         self._reader = Reader(files, pool.memory, workers)
         self._slot_of: dict[ExpertKey, int] = {}
-        self._free = [list(range(count))[::-1] for count in pool.counts]
+        self._free = [list(range(count))[::-1] for count in pool.ready]
         self._policies = [policy() for _ in pool.classes]
         self._loading: dict[ExpertKey, Load] = {}
         self._speculative: set[ExpertKey] = set()
@@ -99,6 +99,8 @@ class ExpertCache:
         self._last_use: dict[ExpertKey, int] = {}
         self._clock = 0
         self._hits = self._misses = self._read_bytes = self._prefetched = self._cancelled = 0
+        # From another thread: lists grow and shrink atomically.
+        pool.grow(lambda index, slots: self._free[index].extend(slots))
 
     @property
     def maxsize(self) -> int:
@@ -245,8 +247,10 @@ class ExpertCache:
         policy = self._policies[class_index]
         if not self._free[class_index]:
             victim = policy.victim(self._pins)
-            assert victim is not None, "the caller made sure that a slot can be had"
-            self._evict(victim)
+            if victim is None:  # all that is there is held; the caller made sure that more will be
+                self._pool.wait_grown()
+            else:
+                self._evict(victim)
         slot = self._free[class_index].pop()
         self._slot_of[key] = slot
         policy.insert(key)

@@ -10,9 +10,14 @@ from collections.abc import Callable
 from localmoe.errors import BudgetError
 
 HUGE_PAGE_NBYTES = 2 << 20
-_PREFAULT_STEP_NBYTES = 256 << 20
-_MADV_HUGEPAGE = 14  # Linux; absent from Python's mmap module where its headers lacked them
+_PREFAULT_STEP_NBYTES = 64 << 20
+_MADV_HUGEPAGE = 14  # Linux
 _MADV_POPULATE_WRITE = 23  # Linux 5.14
+
+OnBytes = Callable[[int], None]
+_libc = ctypes.CDLL(None)
+if sys.platform == "linux":
+    _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
 def round_up(value: int, step: int) -> int:
@@ -46,23 +51,24 @@ class HostMemory:
         raw = ctypes.addressof(anchor)
         del anchor  # an exported pointer would keep the map from closing
         self.address = round_up(raw, HUGE_PAGE_NBYTES)
-        self._skip = self.address - raw
-        self.view = memoryview(self._map)[self._skip : self._skip + nbytes]
-        if sys.platform == "linux":
-            self._advise(_MADV_HUGEPAGE, 0, self._skip + nbytes)
+        skip = self.address - raw
+        self.view = memoryview(self._map)[skip : skip + nbytes]
+        _advise(self.address, nbytes, _MADV_HUGEPAGE)
 
-    def prefault(self, on_bytes: Callable[[int], None] | None = None) -> None:
-        """Touch every page now, before anything is stored: older kernels need it overwritten.
+    def prefault(
+        self, start: int = 0, stop: int | None = None, on_bytes: OnBytes | None = None
+    ) -> None:
+        """Touch every page of a range now, before anything is stored in it.
 
-        `on_bytes` is told how many bytes each step added.
+        Older kernels need it overwritten. `on_bytes` is told how many bytes each step added.
+        Other threads run meanwhile.
         """
-        for start in range(0, self.nbytes, _PREFAULT_STEP_NBYTES):
-            nbytes = min(_PREFAULT_STEP_NBYTES, self.nbytes - start)
-            populated = sys.platform == "linux" and self._advise(
-                _MADV_POPULATE_WRITE, self._skip + start, nbytes
-            )
-            if not populated:
-                ctypes.memset(self.address + start, 0, nbytes)
+        stop = self.nbytes if stop is None else stop
+        for position in range(start, stop, _PREFAULT_STEP_NBYTES):
+            nbytes = min(_PREFAULT_STEP_NBYTES, stop - position)
+            address = self.address + position
+            if not _advise(address, nbytes, _MADV_POPULATE_WRITE):
+                ctypes.memset(address, 0, nbytes)
             if on_bytes:
                 on_bytes(nbytes)
 
@@ -72,11 +78,13 @@ class HostMemory:
             self.view.release()
             self._map.close()
 
-    def _advise(self, advice: int, start: int, nbytes: int) -> bool:
-        """Return whether the kernel took the advice; older ones know fewer kinds."""
-        page_start = start - start % mmap.PAGESIZE
-        try:
-            self._map.madvise(advice, page_start, nbytes + start - page_start)
-        except OSError:
-            return False
-        return True
+
+def _advise(address: int, nbytes: int, advice: int) -> bool:
+    """Return whether the kernel took the advice; older ones know fewer kinds, others none.
+
+    Not mmap.madvise: that holds the interpreter lock for as long as the kernel needs.
+    """
+    if sys.platform != "linux":
+        return False
+    start = address - address % mmap.PAGESIZE
+    return bool(_libc.madvise(start, nbytes + address - start, advice) == 0)

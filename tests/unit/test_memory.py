@@ -41,7 +41,7 @@ def test_it_starts_on_a_huge_page_and_the_view_is_that_address(memory: HostMemor
 
 def test_prefault_takes_the_memory_at_once_and_counts_it(memory: HostMemory) -> None:
     before, steps = rss(), list[int]()
-    memory.prefault(steps.append)
+    memory.prefault(on_bytes=steps.append)
     assert rss() - before >= 24 * MIB
     assert sum(steps) == memory.nbytes
 
@@ -49,10 +49,16 @@ def test_prefault_takes_the_memory_at_once_and_counts_it(memory: HostMemory) -> 
 def test_prefault_works_on_kernels_that_cannot_populate(
     memory: HostMemory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(HostMemory, "_advise", lambda *_: False)
+    monkeypatch.setattr("localmoe.cache.memory._advise", lambda *_: False)
     before = rss()
     memory.prefault()
     assert rss() - before >= 24 * MIB
+
+
+def test_prefault_of_a_range_leaves_the_rest_alone(memory: HostMemory) -> None:
+    before = rss()
+    memory.prefault(8 * MIB, 16 * MIB)
+    assert 6 * MIB <= rss() - before <= 14 * MIB
 
 
 def test_the_guard_reads_as_zeros_and_takes_no_memory() -> None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Sequence
+from dataclasses import replace
 
+import psutil
 import pytest
 
 from localmoe.cache.slots import (
     SlotClass,
     SlotPool,
+    counts_at_once,
     share_slots,
     slot_classes,
     slots_nbytes,
@@ -159,5 +163,55 @@ def test_data_lies_as_in_the_file_where_all_experts_lie_alike(
 def test_filling_slots_is_reported() -> None:
     steps: list[int] = []
     pool = SlotPool([size_class(3, 64)], [3], steps.append)
-    assert sum(steps) == pool.nbytes
+    assert sum(steps) == 3 * 64
     pool.close()
+
+
+def big_pool() -> tuple[list[SlotClass], list[int]]:
+    """Return two classes whose slots take 384 MiB together: more than is touched at once."""
+    small, large = size_class(96, 2 << 20, used=2), size_class(80, 4 << 20, used=3)
+    return [small, large], [96, 48]
+
+
+def test_a_pool_is_ready_for_any_step_before_all_of_it_is_touched() -> None:
+    classes, counts = big_pool()
+    at_once = counts_at_once(classes, counts)
+    assert at_once == [96, 48]  # one layer may ask for as many as there are
+    shallow = [replace(c, layers=(replace(c.layers[0], n_experts=8),)) for c in classes]
+    assert counts_at_once(shallow, counts) == [64, 32]  # half of 256 MiB each
+    assert counts_at_once(shallow, [5, 6]) == [5, 6]
+
+
+def test_a_pool_grows_in_a_thread_to_every_slot() -> None:
+    classes, counts = big_pool()
+    shallow = [replace(c, layers=(replace(c.layers[0], n_experts=8),)) for c in classes]
+    pool = SlotPool(shallow, counts)
+    before = int(psutil.Process().memory_info().rss)
+    grown: list[tuple[int, int]] = []
+    pool.grow(lambda index, slots: grown.extend((index, slot) for slot in slots))
+    pool.wait_grown()
+    assert grown == [(0, s) for s in range(64, 96)] + [(1, s) for s in range(32, 48)]
+    assert int(psutil.Process().memory_info().rss) - before >= 120 << 20
+    pool.close()
+
+
+def test_a_pool_that_is_closed_stops_growing() -> None:
+    classes, counts = big_pool()
+    shallow = [replace(c, layers=(replace(c.layers[0], n_experts=8),)) for c in classes]
+    pool = SlotPool(shallow, counts)
+    begun, go_on, grown = threading.Event(), threading.Event(), list[range]()
+
+    def on_ready(_: int, slots: range) -> None:
+        grown.append(slots)
+        begun.set()
+        go_on.wait(10)
+
+    pool.grow(on_ready)
+    assert begun.wait(10)
+    closing = threading.Thread(target=pool.close)
+    closing.start()
+    while not pool._closing:
+        pass
+    go_on.set()
+    closing.join(10)
+    assert len(grown) == 1

@@ -15,7 +15,7 @@ from localmoe.backends.llama.hook import Hook, PartOf
 from localmoe.backends.llama.loader import LoadedModel, load_model
 from localmoe.backends.llama.source import ModelSource, open_source
 from localmoe.cache.expert_cache import ExpertCache
-from localmoe.cache.slots import SlotPool, slot_classes
+from localmoe.cache.slots import SlotPool, counts_at_once, slot_classes, slots_nbytes
 from localmoe.errors import UnsupportedModelError
 from localmoe.planning.budget import Request, SlotPlan, plan_fixed_slots, plan_memory
 from localmoe.planning.machine import available_memory_bytes
@@ -81,8 +81,12 @@ class _Assembly:
         self._plan, self._counts = slot_plan.plan, slot_plan.counts
         self._progress, self._done = progress, 0
         weights = self._plan.resident_bytes + (0 if self._counts else self._plan.slot_bytes)
-        # Weights count twice, when their pages are touched and when they are read; slots once.
-        self._total = 2 * weights + (self._plan.slot_bytes if self._counts else 0)
+        # Weights count twice, when their pages are touched and when they are read; slots once, and
+        # only those that the first token needs.
+        self._total = 2 * weights
+        if self._counts:
+            classes = slot_classes(source.catalog.layers, source.block)
+            self._total += slots_nbytes(classes, counts_at_once(classes, self._counts))
 
     def build(self) -> LlamaEngine:
         """Load the weights, then the slots, then create the context."""

@@ -83,7 +83,7 @@ class WeightBuffers:
             memory = HostMemory(nbytes)
             self.memory.append(memory)
             if self._allocate:
-                memory.prefault(self._on_bytes)
+                memory.prefault(on_bytes=self._on_bytes)
 
         self._guarded(make)
         if self.error:
