@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Self
 
 from localmoe.cache.direct_file import DirectFile
+from localmoe.cache.lease import Lease
 from localmoe.cache.policies import Lru, Policy
 from localmoe.cache.reader import Job, Load, Reader
 from localmoe.cache.slots import SlotPool
@@ -27,40 +26,6 @@ class CacheStats:
     """Experts whose reading ahead of demand was begun."""
     cancelled: int = 0
     """Those of them that were dropped before they were read."""
-
-
-class Lease:
-    """Experts of one layer, pinned until closed. `slots` maps expert to slot number."""
-
-    def __init__(self, cache: ExpertCache, layer: int, slots: dict[int, int]) -> None:
-        self.layer, self.slots = layer, slots
-        self._cache = cache
-        self.pending: list[Load] = []
-        """Loads of this lease that were not complete when it was made."""
-
-    def ready(self, part: int) -> bool:
-        """Return whether this part of every expert is in place."""
-        return all(load.ready(part) for load in self.pending)
-
-    def wait(self, part: int) -> None:
-        """Block until this part of every expert is in place. Raises ExpertReadError."""
-        for load in self.pending:
-            load.wait(part)
-
-    def close(self) -> None:
-        """Unpin. Waits for reads under way first; experts whose read failed are forgotten."""
-        self._cache._release(self)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 class ExpertCache:
@@ -99,8 +64,6 @@ class ExpertCache:
         self._last_use: dict[ExpertKey, int] = {}
         self._clock = 0
         self._hits = self._misses = self._read_bytes = self._prefetched = self._cancelled = 0
-        # From another thread: lists grow and shrink atomically.
-        pool.grow(lambda index, slots: self._free[index].extend(slots))
 
     @property
     def maxsize(self) -> int:
@@ -125,6 +88,11 @@ class ExpertCache:
             self._hits, self._misses, self._read_bytes, self._prefetched, self._cancelled
         )
 
+    def grow(self) -> None:
+        """Let the pool touch the slots that were not ready; they join the free ones meanwhile."""
+        # Called from the pool's thread: lists grow and shrink atomically.
+        self._pool.grow(lambda index, slots: self._free[index].extend(slots))
+
     def acquire(self, layer: int, ids: Iterable[int]) -> Lease:
         """Pin these experts of a layer; start reads for those that are not in a slot.
 
@@ -139,7 +107,7 @@ class ExpertCache:
         missing = [key for key in keys if not self._usable(key)]
         if missing:
             self._check_room(keys, missing, class_index)
-        lease = Lease(self, layer, {})
+        lease = Lease(layer, self._release)
         for key in keys:
             self._pins[key] = self._pins.get(key, 0) + 1
             self._last_use[key] = self._clock

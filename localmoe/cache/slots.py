@@ -15,7 +15,7 @@ _KERNEL_ALIGNMENT_NBYTES = 64  # engines read a matrix with aligned vector loads
 _PAGE_NBYTES = 4096
 _LARGE_PART_NBYTES = 128 << 10
 """From here on a page of slack costs nothing, and aligned to pages reads take 5 % less time."""
-_AT_ONCE_NBYTES = 256 << 20
+_AT_ONCE_NBYTES = 128 << 20
 _GROWTH_STEP_NBYTES = 32 << 20
 
 
@@ -114,7 +114,7 @@ def counts_at_once(classes: Sequence[SlotClass], counts: Sequence[int]) -> list[
     """
     share = _AT_ONCE_NBYTES // len(classes)
     return [
-        min(count, max(c.widest_demand, c.token_demand, share // c.stride_nbytes))
+        min(count, max(c.widest_demand, share // c.stride_nbytes))
         for c, count in zip(classes, counts, strict=True)
     ]
 

@@ -29,7 +29,8 @@ from hypothesis.stateful import (
     rule,
 )
 
-from localmoe.cache.expert_cache import ExpertCache, Lease
+from localmoe.cache.expert_cache import ExpertCache
+from localmoe.cache.lease import Lease
 from localmoe.cache.slots import SlotPool, slot_classes
 from localmoe.errors import BudgetError, ExpertReadError
 from localmoe.weights.catalog import ExpertKey

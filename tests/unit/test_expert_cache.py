@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from localmoe.cache.expert_cache import CacheStats, ExpertCache, Lease
+from localmoe.cache.expert_cache import CacheStats, ExpertCache
+from localmoe.cache.lease import Lease
 from localmoe.cache.slots import SlotPool, slot_classes
 from localmoe.errors import BudgetError, ExpertReadError
 from localmoe.weights.catalog import ExpertKey

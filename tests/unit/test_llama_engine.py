@@ -19,7 +19,7 @@ import localmoe
 import zoo
 from localmoe.backends.llama import bindings, dry_run
 from localmoe.backends.llama.engine import LlamaEngine
-from localmoe.cache.expert_cache import Lease
+from localmoe.cache.lease import Lease
 from localmoe.errors import (
     BudgetError,
     ContextFullError,

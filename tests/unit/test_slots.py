@@ -178,7 +178,7 @@ def test_a_pool_is_ready_for_any_step_before_all_of_it_is_touched() -> None:
     at_once = counts_at_once(classes, counts)
     assert at_once == [96, 48]  # one layer may ask for as many as there are
     shallow = [replace(c, layers=(replace(c.layers[0], n_experts=8),)) for c in classes]
-    assert counts_at_once(shallow, counts) == [64, 32]  # half of 256 MiB each
+    assert counts_at_once(shallow, counts) == [32, 16]  # half of 128 MiB each
     assert counts_at_once(shallow, [5, 6]) == [5, 6]
 
 
@@ -190,7 +190,7 @@ def test_a_pool_grows_in_a_thread_to_every_slot() -> None:
     grown: list[tuple[int, int]] = []
     pool.grow(lambda index, slots: grown.extend((index, slot) for slot in slots))
     pool.wait_grown()
-    assert grown == [(0, s) for s in range(64, 96)] + [(1, s) for s in range(32, 48)]
+    assert grown == [(0, s) for s in range(32, 96)] + [(1, s) for s in range(16, 48)]
     assert int(psutil.Process().memory_info().rss) - before >= 120 << 20
     pool.close()
 

@@ -23,7 +23,8 @@ from localmoe.backends.llama.bindings import (
     L,
     Tensor,
 )
-from localmoe.cache.expert_cache import ExpertCache, Lease
+from localmoe.cache.expert_cache import ExpertCache
+from localmoe.cache.lease import Lease
 from localmoe.errors import InterruptedDecodeError, ModelFormatError, UnsupportedModelError
 from localmoe.weights.catalog import MoeLayer
 

@@ -112,6 +112,8 @@ class _Assembly:
             if streaming:
                 streaming.close()
             raise
+        if streaming:
+            streaming.cache.grow()
         return LlamaEngine(self._source, self._plan, model, context, streaming)
 
     def _on_bytes(self, nbytes: int) -> None:

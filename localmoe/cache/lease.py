@@ -1,0 +1,44 @@
+"""The right to use some experts of a layer for a while."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+from localmoe.cache.reader import Load
+
+
+class Lease:
+    """Experts of one layer, pinned until closed. `slots` maps expert to slot number."""
+
+    def __init__(self, layer: int, release: Callable[[Lease], None]) -> None:
+        self.layer = layer
+        self.slots: dict[int, int] = {}
+        self._release = release
+        self.pending: list[Load] = []
+        """Loads of this lease that were not complete when it was made."""
+
+    def ready(self, part: int) -> bool:
+        """Return whether this part of every expert is in place."""
+        return all(load.ready(part) for load in self.pending)
+
+    def wait(self, part: int) -> None:
+        """Block until this part of every expert is in place. Raises ExpertReadError."""
+        for load in self.pending:
+            load.wait(part)
+
+    def close(self) -> None:
+        """Unpin. Waits for reads under way first; experts whose read failed are forgotten."""
+        self._release(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
