@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from localmoe.cache import slots
 from localmoe.cache.expert_cache import CacheStats, ExpertCache
 from localmoe.cache.lease import Lease
 from localmoe.cache.slots import SlotPool, slot_classes
@@ -251,6 +252,22 @@ def test_an_error_inside_a_lease_lets_go(rig: Rig) -> None:
     with pytest.raises(ZeroDivisionError), rig.cache.acquire(0, [0, 1, 2, 3]):
         raise ZeroDivisionError
     rig.use(0, 4, 5, 6, 7)
+
+
+def test_slots_that_are_not_touched_yet_are_waited_for(
+    make_rig: MakeRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slots, "_AT_ONCE_NBYTES", 0)
+    rig = make_rig(12, 2)
+    assert rig.pool.ready == [8, 2]
+    first = rig.cache.acquire(0, range(6))
+    rig.cache.grow()
+    second = rig.cache.acquire(1, range(6))
+    rig.check(first)
+    rig.check(second)
+    assert rig.cache.currsize == 12
+    first.close()
+    second.close()
 
 
 # --- failures -------------------------------------------------------------------------------------
