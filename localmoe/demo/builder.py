@@ -22,7 +22,7 @@ from localmoe.demo.writer import STAGE, write_model
 from localmoe.errors import ModelError
 from localmoe.settings import Progress
 
-BUILDER_VERSION: Final = 1
+BUILDER_VERSION: Final = 2
 """Counted up when the same recipe gives another file."""
 MODEL_NBYTES: Final = 150_000_000
 """About what the model needs on the disk."""

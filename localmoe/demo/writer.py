@@ -20,7 +20,7 @@ from localmoe.settings import Progress
 ARCHITECTURE = "deepseek"
 STAGE = "building the demo model"
 MOSTLY_Q8_0 = 7  # general.file_type
-SAMPLING = {"temp": 0.6, "top_p": 0.9, "min_p": 0.05}
+SAMPLING = {"temp": 0.7, "top_p": 0.9, "min_p": 0.1}
 # of the dense model; ours are different
 _REPLACED = {
     "general.architecture",
