@@ -119,9 +119,9 @@ class Engine(Protocol):
     def decode(self, tokens: list[int], logits: Logits = "last") -> FloatArray:
         """Append tokens and return logits, float32 [n, V]: n is 1, len(tokens) or 0.
 
-        The array belongs to the caller. On any error the position is what it was before, or 0 if
-        the architecture cannot rewind, and the engine stays usable. Raises ContextFullError,
-        ExpertReadError.
+        The array belongs to the caller. On any error, Ctrl-C included, the position is what it was
+        before, or 0 if the architecture cannot rewind, and the engine stays usable. Raises
+        ContextFullError, ExpertReadError, InterruptedDecodeError.
         """
         ...
 

@@ -123,7 +123,7 @@ class SlotPool:
     """The slots of all size classes in one region of memory that is touched once.
 
     Slot s of class c starts at `base(c) + s * stride`, and never moves. The first `ready` slots of
-    each class may be used from the beginning, the others when `grow` says so.
+    each class may be used from the beginning, the others when `grow`, called once, says so.
     """
 
     def __init__(

@@ -8,6 +8,7 @@ import importlib.metadata
 import mmap
 import os
 import re
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -154,6 +155,28 @@ def test_interrupted_decode_ends_and_the_next_one_works(
         with pytest.raises(InterruptedDecodeError):
             engine.decode(TOKENS[4:])
     assert calls == 1
+    assert engine.position == 4
+    assert np.array_equal(engine.decode(TOKENS[4:]), wanted)
+
+
+def test_ctrl_c_in_mid_layer_is_raised_when_the_engine_is_whole_again(
+    engine: LlamaEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = engine.decode(TOKENS)
+    engine.truncate(4)
+    assert engine.cache
+    acquire = engine.cache.acquire
+
+    def pressing(layer: int, ids: list[int]) -> Lease:
+        lease = acquire(layer, ids)
+        signal.raise_signal(signal.SIGINT)
+        return lease
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.cache, "acquire", pressing)
+        with pytest.raises(KeyboardInterrupt):
+            engine.decode(TOKENS[4:])
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert engine.position == 4
     assert np.array_equal(engine.decode(TOKENS[4:]), wanted)
 

@@ -13,6 +13,7 @@ from typing import Self
 import numpy as np
 
 from localmoe.backends.base import FloatArray, Logits, Stats
+from localmoe.backends.interrupts import DeferredInterrupt
 from localmoe.backends.llama import log, state
 from localmoe.backends.llama.bindings import L
 from localmoe.backends.llama.hook import Hook
@@ -128,16 +129,19 @@ class LlamaEngine:
         start, began = self.position, time.perf_counter()
         rows = []
         self._request_interrupt(False)
-        try:
-            for chunk, flags in self._chunks(tokens, logits):
-                if self._interrupted:
-                    raise InterruptedDecodeError("the decode was interrupted")
-                rows.append(self._step(chunk, flags))
-        except BaseException:
-            self.truncate(start)
-            raise
-        finally:
-            self._seconds += time.perf_counter() - began
+        with DeferredInterrupt(self.interrupt) as interrupt:
+            try:
+                for chunk, flags in self._chunks(tokens, logits):
+                    if self._interrupted:
+                        raise InterruptedDecodeError("the decode was interrupted")
+                    rows.append(self._step(chunk, flags))
+                interrupt.check()
+            except BaseException:
+                self.truncate(start)
+                interrupt.check()
+                raise
+            finally:
+                self._seconds += time.perf_counter() - began
         self._decoded += len(tokens)
         return np.concatenate(rows)
 
