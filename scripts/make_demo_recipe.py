@@ -71,8 +71,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--shards", type=int, default=5, help="of 128 chats each, for tuning")
     parser.add_argument("--used", type=int, default=12, help="active experts to tune for")
-    parser.add_argument("--default-used", type=int, help="active experts in the file, if not these")
-    parser.add_argument("--steps", type=int, default=300, help="of tuning; 0: the bare split")
+    parser.add_argument("--default-used", type=int, default=14, help="active experts in the file")
+    parser.add_argument("--steps", type=int, default=230, help="of tuning; 0: the bare split")
     parser.add_argument("--ranks", type=int, nargs=2, default=(24, 8), metavar=("FFN", "ATTN"))
     parser.add_argument("--judge", action="store_true", help="print KL for several counts")
     return parser.parse_args()
@@ -159,7 +159,7 @@ def main() -> None:
         if options.judge:
             report("tuned", student, held_out, recipe.shape)
         arrays = store.base_arrays(student, splits) | store.tuned_arrays(student, splits)
-    shape = replace(recipe.shape, used=options.default_used or options.used)
+    shape = replace(recipe.shape, used=options.default_used)
     store.write_recipe(options.out, arrays, shape)
     say(f"{options.out}: {options.out.stat().st_size} bytes")
 
