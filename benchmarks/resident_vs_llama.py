@@ -19,7 +19,7 @@ from localmoe.demo.builder import demo_model
 
 WANTED_RATIO = 0.97
 LAYERS = 6
-WAITING = {"peer's own": {}, "the same": {"GOMP_SPINCOUNT": "1000"}}
+WAITING = {"peer's own": {}, "the same": {"GOMP_SPINCOUNT": "3000"}}
 
 
 def main() -> None:
