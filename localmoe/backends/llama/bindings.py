@@ -19,8 +19,8 @@ TESTED_VERSIONS = ("0.3.36",)
 MAX_NAME_NBYTES = 64  # GGML_MAX_NAME
 
 # By default OpenMP threads spin at every barrier until they have used up their core, which takes it
-# from the readers and lets a busy neighbour slow decoding threefold; with hardly any spinning each of
-# 1,500 barriers a token costs a system call. Three thousand turns are the least that avoids that
+# from the readers and lets a busy neighbour slow decoding threefold; with hardly any spinning each
+# of 1,500 barriers a token costs a system call. Three thousand turns are the least that avoids that
 # (docs/decisions/0003). Must be set before libgomp is loaded; a user's own choice wins.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
