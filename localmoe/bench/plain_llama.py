@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes as C
 import time
 
 import numpy as np
@@ -98,18 +97,7 @@ def _open_model(source: ModelSource, request: PeerRequest, repack: bool) -> int:
     params = L.llama_model_default_params()
     params.n_gpu_layers, params.use_extra_bufts = 0, repack
     params.load_mode = _LOAD_MMAP if request.name == "mmap" else _LOAD_INTO_RAM
-    if source.override:
-        values = (L.llama_model_kv_override * 2)()  # an empty key ends the list
-        values[0].key, values[0].tag = source.override[0].encode(), 0  # LLAMA_KV_OVERRIDE_TYPE_INT
-        values[0].value.val_i64 = source.override[1]
-        params.kv_overrides = values
-    log.clear()
-    paths = [path.encode() for path in source.catalog.paths]
-    if len(paths) == 1:
-        model = L.llama_model_load_from_file(paths[0], params)
-    else:
-        names = (C.c_char_p * len(paths))(*paths)
-        model = L.llama_model_load_from_splits(names, len(paths), params)
+    model = parameters.load_files(params, source.catalog.paths, source.override)
     if not model:
         raise EngineError(f"llama.cpp cannot load this model: {log.last_error()}")
-    return int(model)
+    return model

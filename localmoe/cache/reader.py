@@ -103,7 +103,7 @@ class Reader:
     """
 
     def __init__(self, files: Mapping[str, DirectFile], memory: HostMemory, workers: int) -> None:
-        self._files, self._memory, self._workers = files, memory, workers
+        self._files, self._memory = files, memory
         self._demand: deque[Job] = deque()
         self._speculation: deque[Job] = deque()
         self._closed = False

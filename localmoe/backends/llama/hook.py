@@ -48,7 +48,7 @@ class Ids:
     def __init__(self, tensor: int, n_experts: int) -> None:
         t = Tensor.from_address(tensor)
         used, rows = t.ne[0], t.ne[1]
-        self.address, self._n_experts = t.data, n_experts
+        self.address = t.data
         row = C.c_int32 * used
         self._rows = [row.from_address(t.data + i * t.nb[1]) for i in range(rows)]
         self.experts: list[int] = [expert for ids in self._rows for expert in ids]

@@ -15,7 +15,7 @@ from localmoe.backends.llama.hook import Hook, PartOf
 from localmoe.backends.llama.loader import LoadedModel, load_model
 from localmoe.backends.llama.source import ModelSource, open_source
 from localmoe.cache.expert_cache import ExpertCache
-from localmoe.cache.slots import SlotPool, counts_at_once, slot_classes, slots_nbytes
+from localmoe.cache.slots import SlotPool, counts_at_once, slots_nbytes
 from localmoe.errors import UnsupportedModelError
 from localmoe.planning.budget import Request, SlotPlan, plan_fixed_slots, plan_memory
 from localmoe.planning.machine import available_memory_bytes
@@ -56,7 +56,7 @@ def _plan(source: ModelSource, settings: Settings) -> SlotPlan:
     )
     request = Request(
         catalog=catalog,
-        classes=slot_classes(catalog.layers, source.block),
+        classes=source.slot_classes,
         footprints=findings.footprints,
         base_bytes=int(psutil.Process().memory_info().rss) + findings.model_bytes,
         context_tokens=context_tokens,
@@ -85,7 +85,7 @@ class _Assembly:
         # only those that the first token needs.
         self._total = 2 * weights
         if self._counts:
-            classes = slot_classes(source.catalog.layers, source.block)
+            classes = source.slot_classes
             self._total += slots_nbytes(classes, counts_at_once(classes, self._counts))
 
     def build(self) -> LlamaEngine:
@@ -124,8 +124,7 @@ class _Assembly:
     def _streaming(self, model: LoadedModel) -> Streaming:
         """Make the slots and the cache, and point every expert tensor at them."""
         catalog = self._source.catalog
-        classes = slot_classes(catalog.layers, self._source.block)
-        pool = SlotPool(classes, self._counts, self._on_bytes)
+        pool = SlotPool(self._source.slot_classes, self._counts, self._on_bytes)
         cache = ExpertCache(
             catalog.layers, pool, self._source.files, workers=self._settings.read_workers
         )

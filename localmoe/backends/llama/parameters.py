@@ -40,6 +40,19 @@ def open_model(
     if overrides is not None:
         where = C.addressof(params) + type(params).tensor_buft_overrides.offset
         C.c_void_p.from_address(where).value = C.addressof(overrides)
+    model = load_files(params, paths, experts_used)
+    if not model:
+        raise ModelFormatError(f"llama.cpp cannot load this model: {log.last_error()}")
+    return model
+
+
+def load_files(
+    params: Any, paths: Sequence[str], experts_used: tuple[str, int] | None = None
+) -> int:
+    """Have llama.cpp load a model from all of its shards; return 0 where it refuses.
+
+    `experts_used` is (metadata key, number of active experts).
+    """
     if experts_used:
         # An empty key ends the list.
         values = (L.llama_model_kv_override * 2)()
@@ -48,13 +61,9 @@ def open_model(
         params.kv_overrides = values
     log.clear()
     if len(paths) == 1:
-        model = L.llama_model_load_from_file(paths[0].encode(), params)
-    else:
-        names = (C.c_char_p * len(paths))(*(path.encode() for path in paths))
-        model = L.llama_model_load_from_splits(names, len(paths), params)
-    if not model:
-        raise ModelFormatError(f"llama.cpp cannot load this model: {log.last_error()}")
-    return int(model)
+        return int(L.llama_model_load_from_file(paths[0].encode(), params) or 0)
+    names = (C.c_char_p * len(paths))(*(path.encode() for path in paths))
+    return int(L.llama_model_load_from_splits(names, len(paths), params) or 0)
 
 
 def open_context(

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from localmoe.cache.direct_file import DirectFile
+from localmoe.cache.slots import SlotClass, slot_classes
 from localmoe.errors import SettingsError
 from localmoe.weights.catalog import Catalog
 from localmoe.weights.gguf import build_catalog
@@ -29,6 +31,11 @@ class ModelSource:
     def block(self) -> int:
         """Alignment in bytes that suits direct reads of every shard; 1 if none is direct."""
         return max(file.block for file in self.files.values())
+
+    @cached_property
+    def slot_classes(self) -> tuple[SlotClass, ...]:
+        """The size classes of the experts, laid out for direct reads."""
+        return slot_classes(self.catalog.layers, self.block)
 
     @property
     def override(self) -> tuple[str, int] | None:
