@@ -9,8 +9,7 @@ template work, so that everything from the file's header to a chat can be tested
 
 from __future__ import annotations
 
-from zoo.architectures import ARCHITECTURES
-from zoo.models import MODELS, write
+from zoo.models import ARCHITECTURES, LAYOUTS, MODELS, write
 from zoo.shape import Shape
 
-__all__ = ["ARCHITECTURES", "MODELS", "Shape", "write"]
+__all__ = ["ARCHITECTURES", "LAYOUTS", "MODELS", "Shape", "write"]

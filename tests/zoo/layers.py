@@ -9,6 +9,9 @@ from __future__ import annotations
 from zoo.draft import Draft
 from zoo.tokenizer import vocabulary
 
+SIGMOID = 2
+"""GGUF's number for a router that scores by sigmoid."""
+
 
 def common(model: Draft, *, embedding_std: float = 1.0) -> None:
     """Add what every model has: its sizes, embedding, last norm and output matrix."""
@@ -115,3 +118,16 @@ def experts(model: Draft, layer: int, *, bias: bool = False) -> None:
             model.noise(f"{name}.bias", count, rows, std=0.3)
         if shape.expert_scales:
             model.noise(f"{name}.scale", count, std=0.2, mean=1.0)
+
+
+def dense_or_routed(model: Draft, layer: int) -> None:
+    """Add a dense feed-forward, or routed experts with a selection bias and a shared expert."""
+    shape, prefix = model.shape, f"blk.{layer}."
+    if layer < shape.dense_layers:
+        gated(model, prefix, "", shape.feed_forward)
+        return
+    router(model, prefix)
+    # Around a negative mean: a mask of 0.0 instead of minus infinity would be caught.
+    model.noise(prefix + "exp_probs_b.bias", shape.experts, std=0.2, mean=-0.5)
+    gated(model, prefix, "_shexp", shape.expert_feed_forward * shape.shared_experts)
+    experts(model, layer)

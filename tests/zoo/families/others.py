@@ -1,0 +1,7 @@
+"""Families of one: each has an architecture or two."""
+
+from __future__ import annotations
+
+from zoo.model import ZooModel
+
+MODELS: dict[str, ZooModel] = {}

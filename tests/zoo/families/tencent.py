@@ -1,0 +1,7 @@
+"""Hunyuan."""
+
+from __future__ import annotations
+
+from zoo.model import ZooModel
+
+MODELS: dict[str, ZooModel] = {}
