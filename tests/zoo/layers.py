@@ -127,7 +127,34 @@ def dense_or_routed(model: Draft, layer: int) -> None:
         gated(model, prefix, "", shape.feed_forward)
         return
     router(model, prefix)
-    # Around a negative mean: a mask of 0.0 instead of minus infinity would be caught.
-    model.noise(prefix + "exp_probs_b.bias", shape.experts, std=0.2, mean=-0.5)
-    gated(model, prefix, "_shexp", shape.expert_feed_forward * shape.shared_experts)
+    selection_bias(model, prefix)
+    shared_expert(model, prefix)
     experts(model, layer)
+
+
+def selection_bias(model: Draft, prefix: str) -> None:
+    """Add what is added to the experts' scores when they are chosen, but not to their weights."""
+    # Around a negative mean: a mask of 0.0 instead of minus infinity would be caught.
+    model.noise(prefix + "exp_probs_b.bias", model.shape.experts, std=0.2, mean=-0.5)
+
+
+def shared_expert(model: Draft, prefix: str) -> None:
+    """Add the experts that every token uses, as one gated feed-forward."""
+    width = model.shape.expert_feed_forward * model.shape.shared_experts
+    gated(model, prefix, "_shexp", width)
+
+
+def pre_norm_attention(
+    model: Draft, prefix: str, *, bias: bool = False, qk_norm: bool = False
+) -> None:
+    """Add grouped-query attention and the norms before it and before the feed-forward."""
+    model.norm(prefix + "attn_norm", model.shape.embedding)
+    grouped_query(model, prefix, bias=bias, qk_norm=qk_norm)
+    model.norm(prefix + "ffn_norm", model.shape.embedding)
+
+
+def wide_qk_norms(model: Draft, prefix: str) -> None:
+    """Add norms over all heads of the queries together, and over all heads of the keys."""
+    shape = model.shape
+    model.norm(prefix + "attn_q_norm", shape.heads * shape.head_size)
+    model.norm(prefix + "attn_k_norm", shape.kv_heads * shape.head_size)
