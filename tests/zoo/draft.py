@@ -14,6 +14,9 @@ from zoo.encoding import encode, generator
 from zoo.shape import Shape
 from zoo.tokenizer import add_tokenizer, vocabulary
 
+Key = int | float | bool | str | list[int] | list[float] | list[bool]
+"""A value of a GGUF key; lists have one element per layer or section."""
+
 
 class Draft:
     """Collects what an architecture's function declares. Shapes are numpy's: rows first."""
@@ -21,9 +24,9 @@ class Draft:
     def __init__(self, architecture: str, shape: Shape) -> None:
         self.architecture, self.shape = architecture, shape
         self._tensors: dict[str, tuple[npt.NDArray[Any], str]] = {}
-        self._keys: dict[str, int | float | bool | str] = {}
+        self._keys: dict[str, Key] = {}
 
-    def key(self, **values: int | float | bool | str) -> None:
+    def key(self, **values: Key) -> None:
         """Set keys below the architecture's prefix; `__` stands for a dot."""
         for name, value in values.items():
             self._keys[f"{self.architecture}.{name.replace('__', '.')}"] = value
@@ -83,5 +86,7 @@ class Draft:
                 writer.add_uint32(name, value)
             elif isinstance(value, float):
                 writer.add_float32(name, value)
+            elif isinstance(value, list):
+                writer.add_array(name, value)
             else:
                 writer.add_string(name, value)

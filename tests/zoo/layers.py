@@ -6,7 +6,7 @@ token), while attention and experts still change the logits by far more than rou
 
 from __future__ import annotations
 
-from zoo.draft import Draft
+from zoo.draft import Draft, Key
 from zoo.tokenizer import vocabulary
 
 SIGMOID = 2
@@ -30,7 +30,7 @@ def common(model: Draft, *, embedding_std: float = 1.0) -> None:
     model.matrix("output", len(vocabulary()), shape.embedding, gain=3.0)
 
 
-def expert_keys(model: Draft, **more: int | float | bool) -> None:
+def expert_keys(model: Draft, **more: Key) -> None:
     """Add the keys of the routed experts."""
     shape = model.shape
     model.key(
