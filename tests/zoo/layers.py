@@ -9,8 +9,8 @@ from __future__ import annotations
 from zoo.draft import Draft, Key
 from zoo.tokenizer import vocabulary
 
-SIGMOID = 2
-"""GGUF's number for a router that scores by sigmoid."""
+SOFTMAX, SIGMOID = 1, 2
+"""GGUF's numbers for what a router scores with."""
 
 
 def common(model: Draft, *, embedding_std: float = 1.0) -> None:
@@ -69,18 +69,62 @@ def grouped_query(model: Draft, prefix: str, *, bias: bool = False, qk_norm: boo
         model.norm(prefix + "attn_k_norm", shape.head_size)
 
 
-def latent_attention(model: Draft, prefix: str, *, q_rank: int, kv_rank: int, rope: int) -> None:
-    """Add multi-head latent attention, its up-projections split per head as newer files have it."""
+def latent_keys(model: Draft, *, q_rank: int, kv_rank: int, rope: int, value_size: int = 0) -> None:
+    """Add the keys of latent attention, whose cache has one key and value for all heads."""
+    plain = model.shape.head_size
+    if q_rank:
+        model.key(attention__q_lora_rank=q_rank)
+    model.key(
+        attention__head_count_kv=1,
+        attention__kv_lora_rank=kv_rank,
+        attention__key_length=kv_rank + rope,
+        attention__value_length=kv_rank,
+        attention__key_length_mla=plain + rope,
+        attention__value_length_mla=value_size or plain,
+        rope__dimension_count=rope,
+        rope__freq_base=10000.0,
+    )
+
+
+def yarn_keys(model: Draft, *, log_multiplier: float) -> None:
+    """Add YaRN: positions stretched to four times the context of the training."""
+    model.key(
+        rope__scaling__type="yarn",
+        rope__scaling__factor=4.0,
+        rope__scaling__original_context_length=model.shape.context // 4,
+        rope__scaling__yarn_log_multiplier=log_multiplier,
+    )
+
+
+def latent_attention(
+    model: Draft, prefix: str, *, q_rank: int, kv_rank: int, rope: int, value_size: int = 0
+) -> None:
+    """Add multi-head latent attention, its up-projections split per head as newer files have it.
+
+    Without a `q_rank` the queries come from one matrix.
+    """
     shape = model.shape
     plain = shape.head_size
-    model.matrix(prefix + "attn_q_a", q_rank, shape.embedding)
-    model.norm(prefix + "attn_q_a_norm", q_rank)
-    model.matrix(prefix + "attn_q_b", shape.heads * (plain + rope), q_rank)
+    value = value_size or plain
+    if q_rank:
+        model.matrix(prefix + "attn_q_a", q_rank, shape.embedding)
+        model.norm(prefix + "attn_q_a_norm", q_rank)
+        model.matrix(prefix + "attn_q_b", shape.heads * (plain + rope), q_rank)
+    else:
+        model.matrix(prefix + "attn_q", shape.heads * (plain + rope), shape.embedding)
     model.matrix(prefix + "attn_kv_a_mqa", kv_rank + rope, shape.embedding)
     model.norm(prefix + "attn_kv_a_norm", kv_rank)
     model.matrix(prefix + "attn_k_b", shape.heads, kv_rank, plain)
-    model.matrix(prefix + "attn_v_b", shape.heads, plain, kv_rank)
-    model.matrix(prefix + "attn_output", shape.embedding, shape.heads * plain, gain=0.7)
+    model.matrix(prefix + "attn_v_b", shape.heads, value, kv_rank)
+    model.matrix(prefix + "attn_output", shape.embedding, shape.heads * value, gain=0.7)
+
+
+def next_token_head(model: Draft, prefix: str) -> None:
+    """Add what a layer has that predicts one token more; it lies behind the layers in use."""
+    embedding = model.shape.embedding
+    model.matrix(prefix + "nextn.eh_proj", embedding, 2 * embedding)
+    for name in ("enorm", "hnorm", "shared_head_norm"):
+        model.norm(f"{prefix}nextn.{name}", embedding)
 
 
 def gated(model: Draft, prefix: str, suffix: str, width: int) -> None:
@@ -120,14 +164,15 @@ def experts(model: Draft, layer: int, *, bias: bool = False) -> None:
             model.noise(f"{name}.scale", count, std=0.2, mean=1.0)
 
 
-def dense_or_routed(model: Draft, layer: int) -> None:
-    """Add a dense feed-forward, or routed experts with a selection bias and a shared expert."""
+def dense_or_routed(model: Draft, layer: int, *, biased: bool = True) -> None:
+    """Add a dense feed-forward, or routed experts with a shared expert and a selection bias."""
     shape, prefix = model.shape, f"blk.{layer}."
     if layer < shape.dense_layers:
         gated(model, prefix, "", shape.feed_forward)
         return
     router(model, prefix)
-    selection_bias(model, prefix)
+    if biased:
+        selection_bias(model, prefix)
     shared_expert(model, prefix)
     experts(model, layer)
 
