@@ -113,6 +113,16 @@ def batches(tokens: list[int], logits: Logits, chunk: int) -> list[Batch]:
     return cut
 
 
+@cache
+def llama_logits(path: Path, threads: int, chunk: int) -> dict[Logits, FloatArray]:
+    """Plain llama.cpp's logits, in the batches of an engine whose chunks are this long."""
+    tokens = token_stream()
+    return {
+        mode: plain_logits(path, batches(tokens, mode, chunk), context=CONTEXT, threads=threads)
+        for mode in MODES
+    }
+
+
 def assert_same_bits(found: FloatArray, wanted: FloatArray) -> None:
     """Compare bytes: unlike `==` they tell zero from minus zero."""
     assert found.shape == wanted.shape
@@ -141,9 +151,7 @@ def test_g1_g2_streamed_equals_resident_equals_plain_llama(
 
         for mode in MODES:
             assert_same_bits(streamed[mode], resident_logits(path, threads, chunk)[mode])
-            cut = batches(tokens, mode, chunk)
-            plain = plain_logits(path, cut, context=CONTEXT, threads=threads)
-            assert_same_bits(streamed[mode], plain)
+            assert_same_bits(streamed[mode], llama_logits(path, threads, chunk)[mode])
 
 
 @pytest.mark.parametrize("name", zoo.MODELS)
