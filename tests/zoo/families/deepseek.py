@@ -9,43 +9,84 @@ from zoo.draft import Draft
 from zoo.model import ZooModel
 from zoo.shape import Shape
 
+_KV_RANK, _ROPE = 32, 32
+
 
 def deepseek2(model: Draft) -> None:
     """DeepSeek-V3's form: latent attention, expert groups, selection bias, YaRN, shared expert."""
+    _latent_keys(model, expert_weights_scale=2.5)
+    model.key(expert_group_count=4, expert_group_used_count=2)
+    layers.yarn_keys(model, log_multiplier=0.1)
+    _latent_layers(model)
+
+
+def kimi_k2(model: Draft) -> None:
+    """One group of very many experts, a YaRN ramp of one step."""
+    _latent_keys(model, expert_weights_scale=2.827)
+    model.key(expert_group_count=1, expert_group_used_count=1, rope__freq_base=50000.0)
+    layers.yarn_keys(model, log_multiplier=0.1)
+    model.key(rope__scaling__yarn_beta_fast=1.0, rope__scaling__yarn_beta_slow=1.0)
+    _latent_layers(model)
+
+
+def mistral_large_3(model: Draft) -> None:
+    """A softmax over all experts, no selection bias; queries grow with their position."""
+    _latent_keys(model, expert_gating_func=layers.SOFTMAX, expert_weights_scale=1.0)
+    # The first step of the temperature comes after eight tokens: a prefill chunk has several.
+    model.key(attention__temperature_scale=0.1, attention__temperature_length=8)
+    layers.yarn_keys(model, log_multiplier=0.1)
+    _latent_layers(model, biased=False)
+
+
+def glm_4_7_flash(model: Draft) -> None:
+    """Values wider than keys, no YaRN, a layer that predicts one token more."""
+    value_size = 2 * model.shape.head_size
+    _latent_keys(model, value_size=value_size, expert_weights_scale=1.8)
+    model.key(block_count=model.shape.layers + 1, nextn_predict_layers=1)
+    _latent_layers(model, value_size=value_size)
+    _latent_layer(model, model.shape.layers, value_size=value_size)
+    layers.next_token_head(model, f"blk.{model.shape.layers}.")
+
+
+def _latent_keys(
+    model: Draft,
+    *,
+    q_rank: int = 48,
+    value_size: int = 0,
+    expert_gating_func: int = layers.SIGMOID,
+    expert_weights_norm: bool = True,
+    expert_weights_scale: float,
+) -> None:
     shape = model.shape
-    q_rank, kv_rank, rope = 48, 32, 32
     layers.common(model)
+    layers.latent_keys(model, q_rank=q_rank, kv_rank=_KV_RANK, rope=_ROPE, value_size=value_size)
     layers.expert_keys(
         model,
         leading_dense_block_count=shape.dense_layers,
         expert_shared_count=shape.shared_experts,
-        expert_gating_func=layers.SIGMOID,
-        expert_weights_norm=True,
-        expert_weights_scale=2.5,
-        expert_group_count=4,
-        expert_group_used_count=2,
+        expert_gating_func=expert_gating_func,
+        expert_weights_norm=expert_weights_norm,
+        expert_weights_scale=expert_weights_scale,
     )
-    model.key(
-        attention__head_count_kv=1,
-        attention__q_lora_rank=q_rank,
-        attention__kv_lora_rank=kv_rank,
-        attention__key_length=kv_rank + rope,
-        attention__value_length=kv_rank,
-        attention__key_length_mla=shape.head_size + rope,
-        attention__value_length_mla=shape.head_size,
-        rope__dimension_count=rope,
-        rope__freq_base=10000.0,
-        rope__scaling__type="yarn",
-        rope__scaling__factor=4.0,
-        rope__scaling__original_context_length=shape.context // 4,
-        rope__scaling__yarn_log_multiplier=0.1,
+
+
+def _latent_layers(
+    model: Draft, *, q_rank: int = 48, value_size: int = 0, biased: bool = True
+) -> None:
+    for i in range(model.shape.layers):
+        _latent_layer(model, i, q_rank=q_rank, value_size=value_size, biased=biased)
+
+
+def _latent_layer(
+    model: Draft, layer: int, *, q_rank: int = 48, value_size: int = 0, biased: bool = True
+) -> None:
+    prefix = f"blk.{layer}."
+    model.norm(prefix + "attn_norm", model.shape.embedding)
+    layers.latent_attention(
+        model, prefix, q_rank=q_rank, kv_rank=_KV_RANK, rope=_ROPE, value_size=value_size
     )
-    for i in range(shape.layers):
-        prefix = f"blk.{i}."
-        model.norm(prefix + "attn_norm", shape.embedding)
-        layers.latent_attention(model, prefix, q_rank=q_rank, kv_rank=kv_rank, rope=rope)
-        model.norm(prefix + "ffn_norm", shape.embedding)
-        layers.dense_or_routed(model, i)
+    model.norm(prefix + "ffn_norm", model.shape.embedding)
+    layers.dense_or_routed(model, layer, biased=biased)
 
 
 _SHAPE = Shape(dense_layers=1, shared_experts=1)
@@ -64,5 +105,28 @@ MODELS = {
         dataclasses.replace(_SHAPE, fused_gate_up=True),
         stands_for="the same, converted with fused gate and up",
         covers="gate and up in one matrix",
+    ),
+    "deepseek2-kimi": ZooModel(
+        "deepseek2",
+        kimi_k2,
+        dataclasses.replace(
+            _SHAPE, experts=48, experts_used=8, expert_types=(("Q4_0", "Q4_0", "Q4_0"),)
+        ),
+        stands_for="Kimi K2, K2 Thinking, K2.5",
+        covers="many experts in one group, selection bias, YaRN of one step, parts of 1152 bytes",
+    ),
+    "deepseek2-mistral": ZooModel(
+        "deepseek2",
+        mistral_large_3,
+        dataclasses.replace(_SHAPE, experts_used=4),
+        stands_for="Mistral Large 3",
+        covers="softmax router without a selection bias, queries scaled by their position",
+    ),
+    "deepseek2-glm": ZooModel(
+        "deepseek2",
+        glm_4_7_flash,
+        dataclasses.replace(_SHAPE, experts_used=4),
+        stands_for="GLM-4.7-Flash",
+        covers="values wider than keys, no YaRN, an unused layer that predicts further tokens",
     ),
 }
