@@ -14,12 +14,14 @@ from zoo.families import (
     deepseek,
     deepseek_sparse,
     glm,
+    granite,
     hybrid,
     llama,
     minimax,
     openai,
     others,
     qwen,
+    qwen_hybrid,
     tencent,
 )
 from zoo.model import ZooModel
@@ -30,12 +32,14 @@ _FAMILIES = (
     deepseek,
     deepseek_sparse,
     glm,
+    granite,
     hybrid,
     llama,
     minimax,
     openai,
     others,
     qwen,
+    qwen_hybrid,
     tencent,
 )
 
