@@ -13,8 +13,17 @@ SOFTMAX, SIGMOID = 1, 2
 """GGUF's numbers for what a router scores with."""
 
 
-def common(model: Draft, *, embedding_std: float = 1.0) -> None:
-    """Add what every model has: its sizes, embedding, last norm and output matrix."""
+def common(
+    model: Draft,
+    *,
+    embedding_std: float = 1.0,
+    tied: bool = False,
+    last_norm: str = "output_norm",
+) -> None:
+    """Add what every model has: its sizes, embedding, last norm and output matrix.
+
+    Where they are `tied`, the embedding is the output matrix, too.
+    """
     shape = model.shape
     model.key(
         block_count=shape.layers,
@@ -26,8 +35,9 @@ def common(model: Draft, *, embedding_std: float = 1.0) -> None:
     )
     gain = embedding_std * shape.embedding**0.5
     model.matrix("token_embd", len(vocabulary()), shape.embedding, gain=gain)
-    model.norm("output_norm", shape.embedding)
-    model.matrix("output", len(vocabulary()), shape.embedding, gain=3.0)
+    model.norm(last_norm, shape.embedding)
+    if not tied:
+        model.matrix("output", len(vocabulary()), shape.embedding, gain=3.0)
 
 
 def expert_keys(model: Draft, **more: Key) -> None:
@@ -53,8 +63,15 @@ def grouped_query_keys(model: Draft) -> None:
     )
 
 
-def grouped_query(model: Draft, prefix: str, *, bias: bool = False, qk_norm: bool = False) -> None:
-    """Add grouped-query attention."""
+def grouped_query(
+    model: Draft,
+    prefix: str,
+    *,
+    bias: bool = False,
+    output_bias: bool = True,
+    qk_norm: bool = False,
+) -> None:
+    """Add grouped-query attention; with `bias` all matrices have one, or all but the output."""
     shape = model.shape
     query, key = shape.heads * shape.head_size, shape.kv_heads * shape.head_size
     for name, rows in (("attn_q", query), ("attn_k", key), ("attn_v", key)):
@@ -62,8 +79,19 @@ def grouped_query(model: Draft, prefix: str, *, bias: bool = False, qk_norm: boo
         if bias:
             model.noise(f"{prefix}{name}.bias", rows, std=0.1)
     model.matrix(prefix + "attn_output", shape.embedding, query, gain=0.7)
-    if bias:
+    if bias and output_bias:
         model.noise(f"{prefix}attn_output.bias", shape.embedding, std=0.1)
+    if qk_norm:
+        model.norm(prefix + "attn_q_norm", shape.head_size)
+        model.norm(prefix + "attn_k_norm", shape.head_size)
+
+
+def grouped_query_in_one(model: Draft, prefix: str, *, qk_norm: bool = False) -> None:
+    """Add grouped-query attention with q, k and v in one matrix."""
+    shape = model.shape
+    width = (shape.heads + 2 * shape.kv_heads) * shape.head_size
+    model.matrix(prefix + "attn_qkv", width, shape.embedding)
+    model.matrix(prefix + "attn_output", shape.embedding, shape.heads * shape.head_size, gain=0.7)
     if qk_norm:
         model.norm(prefix + "attn_q_norm", shape.head_size)
         model.norm(prefix + "attn_k_norm", shape.head_size)
@@ -142,6 +170,21 @@ def router(model: Draft, prefix: str, *, bias: bool = False) -> None:
     model.noise(f"{prefix}ffn_gate_inp.weight", shape.experts, shape.embedding, std=std)
     if bias:
         model.noise(f"{prefix}ffn_gate_inp.bias", shape.experts, std=0.3)
+
+
+def shared_expert_keys(
+    model: Draft, *, gating: int, normalised: bool = True, scale: float = 1.0
+) -> None:
+    """Add the keys of routed experts behind dense layers and beside shared experts."""
+    shape = model.shape
+    expert_keys(
+        model,
+        leading_dense_block_count=shape.dense_layers,
+        expert_shared_count=shape.shared_experts,
+        expert_gating_func=gating,
+        expert_weights_norm=normalised,
+        expert_weights_scale=scale,
+    )
 
 
 def experts(model: Draft, layer: int, *, bias: bool = False) -> None:
