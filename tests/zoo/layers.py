@@ -232,6 +232,20 @@ def shared_expert(model: Draft, prefix: str) -> None:
     gated(model, prefix, "_shexp", width)
 
 
+def shared_expert_gate(model: Draft, prefix: str) -> None:
+    """Add the one number per token that the shared expert's output is multiplied by."""
+    embedding = model.shape.embedding
+    model.noise(prefix + "ffn_gate_inp_shexp.weight", embedding, std=embedding**-0.5)
+
+
+def projection_biases(model: Draft, prefix: str) -> None:
+    """Add biases of queries, keys and values, but not of the attention's output."""
+    shape = model.shape
+    for name, heads in (("attn_q", shape.heads), ("attn_k", shape.kv_heads)):
+        model.noise(f"{prefix}{name}.bias", heads * shape.head_size, std=0.1)
+    model.noise(f"{prefix}attn_v.bias", shape.kv_heads * shape.head_size, std=0.1)
+
+
 def pre_norm_attention(
     model: Draft, prefix: str, *, bias: bool = False, qk_norm: bool = False
 ) -> None:
