@@ -3,29 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from functools import partial
 
 from localmoe.cache.direct_file import DirectFile
 from localmoe.cache.lease import Lease
+from localmoe.cache.placement import Placement
 from localmoe.cache.policies import Lru, Policy
-from localmoe.cache.reader import Job, Load, Reader
+from localmoe.cache.reader import Load, Reader
 from localmoe.cache.slots import SlotPool
+from localmoe.cache.stats import CacheStats
+from localmoe.cache.sweep import Sweep
 from localmoe.errors import BudgetError
 from localmoe.weights.catalog import ExpertKey, MoeLayer
 
-
-@dataclass(frozen=True)
-class CacheStats:
-    """Counters that only grow. A request is one distinct expert of one `acquire`."""
-
-    hits: int = 0
-    misses: int = 0
-    read_bytes: int = 0
-    """Bytes of experts read on demand, without alignment slack."""
-    prefetched: int = 0
-    """Experts whose reading ahead of demand was begun."""
-    cancelled: int = 0
-    """Those of them that were dropped before they were read."""
+_LEAST_LENT = 8
+"""Slots for two groups of a sweep that keep the reader's threads busy."""
 
 
 class ExpertCache:
@@ -50,10 +42,7 @@ class ExpertCache:
             for number, layer in self._layers.items()
         }
         block = max(file.block for file in files.values())
-        self._data_starts = {
-            number: tuple(pool.data_start(layer, part, block) for part in range(len(layer.parts)))
-            for number, layer in self._layers.items()
-        }
+        self._placement = Placement(self._layers.values(), pool, block)
         self._reader = Reader(files, pool.memory, workers)
         self._slot_of: dict[ExpertKey, int] = {}
         self._free = [list(range(count))[::-1] for count in pool.ready]
@@ -62,8 +51,9 @@ class ExpertCache:
         self._speculative: set[ExpertKey] = set()
         self._pins: dict[ExpertKey, int] = {}
         self._last_use: dict[ExpertKey, int] = {}
-        self._clock = 0
-        self._hits = self._misses = self._read_bytes = self._prefetched = self._cancelled = 0
+        self._clock = self._hits = self._misses = self._read_bytes = self._prefetched = (
+            self._cancelled
+        ) = 0
 
     @property
     def maxsize(self) -> int:
@@ -80,7 +70,7 @@ class ExpertCache:
 
     def data_start(self, layer: int, part: int) -> int:
         """Return where in its slot a part's bytes begin."""
-        return self._data_starts[layer][part]
+        return self._placement.data_start(layer, part)
 
     def stats(self) -> CacheStats:
         """Return a snapshot of the counters."""
@@ -106,7 +96,7 @@ class ExpertCache:
         keys = [of_layer[expert] for expert in dict.fromkeys(ids)]
         missing = [key for key in keys if not self._usable(key)]
         if missing:
-            self._check_room(keys, missing, class_index)
+            self._check_room(keys, len(missing), class_index)
         lease = Lease(layer, self._release)
         for key in keys:
             self._pins[key] = self._pins.get(key, 0) + 1
@@ -122,6 +112,28 @@ class ExpertCache:
         if missing:
             self._fetch(missing, class_index, lease)
         return lease
+
+    def fits(self, layer: int, ids: Iterable[int]) -> bool:
+        """Whether the slots could hold all of these experts of a layer at once."""
+        return len(set(ids)) <= self._pool.counts[self._pool.class_index(layer)]
+
+    def sweep(self, layer: int, ids: Iterable[int]) -> Sweep:
+        """Serve more experts of a layer than fit at once: in groups, part by part.
+
+        Experts that are there already stay, so far as that leaves a few slots for the others. What
+        is not held is lent to the sweep until it is closed. A request counts as in `acquire`.
+        """
+        class_index = self._pool.class_index(layer)
+        wanted = list(dict.fromkeys(ids))
+        held = [e for e in wanted if self._usable(self._keys[layer][e])]
+        count = self._pool.counts[class_index]
+        lent = max(count - len(held), min(_LEAST_LENT, count // 2), 1)
+        lease = self.acquire(layer, held[: count - lent])
+        missing = [e for e in wanted if e not in lease.slots]
+        self._misses += len(missing)
+        slots = [self._take_slot(class_index) for _ in range(lent)]
+        read = partial(self._read_part, self._layers[layer])
+        return Sweep(self._layers[layer], lease, missing, slots, read, self._end_sweep)
 
     def prefetch(self, layer: int, ids: Iterable[int], *, protect: int = 1) -> int:
         """Start to read experts that may be wanted soon; return of how many.
@@ -143,7 +155,7 @@ class ExpertCache:
             self._speculative.add(key)
             begun.append(load)
         self._prefetched += len(begun)
-        self._reader.submit(self._jobs(begun), demand=False)
+        self._reader.submit(self._placement.jobs(begun), demand=False)
         return len(begun)
 
     def cancel_prefetches(self) -> int:
@@ -179,7 +191,7 @@ class ExpertCache:
             lease.slots[load.key.expert] = load.slot
             self._read_bytes += load.nbytes
         lease.pending.extend(loads)
-        self._reader.submit(self._jobs(loads))
+        self._reader.submit(self._placement.jobs(loads))
 
     def _usable(self, key: ExpertKey) -> bool:
         """Return whether a key is in a slot or coming; a failed prefetch is forgotten here."""
@@ -192,39 +204,46 @@ class ExpertCache:
             return False
         return True
 
-    def _check_room(
-        self, keys: list[ExpertKey], missing: list[ExpertKey], class_index: int
-    ) -> None:
+    def _check_room(self, keys: list[ExpertKey], n_missing: int, class_index: int) -> None:
         """Raise BudgetError unless the missing keys fit beside all that is held."""
         held = {key for key in (*self._pins, *keys) if key in self._slot_of}
-        n_held = sum(1 for key in held if self._in(key, class_index))
+        n_held = sum(self._pool.class_index(key.layer) == class_index for key in held)
         count = self._pool.counts[class_index]
-        if n_held + len(missing) > count:
-            in_use = n_held + len(missing) - len(keys)
+        if n_held + n_missing > count:
             raise BudgetError(
-                f"layer {keys[0].layer} asks for {len(keys)} experts in one step, and of the "
-                f"{count} slots for experts of their size {in_use} are in use by others. "
-                "Use a smaller prefill chunk or more memory."
+                f"layer {keys[0].layer} asks for {len(keys)} experts in one step, and of {count} "
+                f"slots {n_held + n_missing - len(keys)} are in use by others: sweep instead"
             )
-
-    def _in(self, key: ExpertKey, class_index: int) -> bool:
-        return self._pool.class_index(key.layer) == class_index
 
     def _begin(self, key: ExpertKey, class_index: int) -> Load:
         """Give a key a slot, evicting if need be, and make its load."""
-        policy = self._policies[class_index]
+        slot = self._take_slot(class_index)
+        self._slot_of[key] = slot
+        self._policies[class_index].insert(key)
+        load = Load(key, slot, self._layers[key.layer].part_nbytes)
+        self._loading[key] = load
+        return load
+
+    def _take_slot(self, class_index: int) -> int:
+        """Return a slot that nobody uses, evicting if need be."""
         if not self._free[class_index]:
-            victim = policy.victim(self._pins)
+            victim = self._policies[class_index].victim(self._pins)
             if victim is None:  # all that is there is held; the caller made sure that more will be
                 self._pool.wait_grown()
             else:
                 self._evict(victim)
-        slot = self._free[class_index].pop()
-        self._slot_of[key] = slot
-        policy.insert(key)
-        load = Load(key, slot, self._layers[key.layer].part_nbytes)
-        self._loading[key] = load
-        return load
+        return self._free[class_index].pop()
+
+    def _end_sweep(self, sweep: Sweep) -> None:
+        """Take the slots back; experts that came to lie in them whole stay."""
+        class_index = self._pool.class_index(sweep.layer)
+        whole = sweep.contents
+        for expert, slot in whole.items():
+            key = self._keys[sweep.layer][expert]
+            self._slot_of[key] = slot
+            self._policies[class_index].insert(key)
+            self._last_use[key] = self._clock
+        self._free[class_index].extend(set(sweep.slots) - set(whole.values()))
 
     def _evict(self, key: ExpertKey) -> None:
         """Free a slot; a read into it must have ended."""
@@ -251,22 +270,17 @@ class ExpertCache:
 
     def _has_stale_victim(self, class_index: int, protect: int) -> bool:
         victim = self._policies[class_index].victim(self._pins)
-        if victim is None or self._clock - self._last_use[victim] < protect:
+        if not victim or self._clock - self._last_use[victim] < protect:
             return False
-        load = self._loading.get(victim)
-        return load is None or not load.n_remaining
+        return victim not in self._loading or not self._loading[victim].n_remaining
 
-    def _jobs(self, loads: list[Load]) -> Iterable[Job]:
-        """All parts of all loads, in the order in which the engine uses them."""
-        if not loads:
-            return
-        layer = self._layers[loads[0].key.layer]
-        class_index = self._pool.class_index(layer.layer)
-        for index, part in enumerate(layer.parts):
-            data_start = self._data_starts[layer.layer][index]
-            for load in loads:
-                start = self._pool.start(class_index, load.slot) + data_start
-                yield Job(part.expert_extent(load.key.expert), start, load, index)
+    def _read_part(self, layer: MoeLayer, part: int, slots: Mapping[int, int]) -> list[Load]:
+        """Start to read one part of these experts into their slots."""
+        nbytes, keys = layer.parts[part].expert_nbytes, self._keys[layer.layer]
+        loads = [Load(keys[expert], slot, (nbytes,)) for expert, slot in slots.items()]
+        self._reader.submit(self._placement.job(load, part) for load in loads)
+        self._read_bytes += nbytes * len(loads)
+        return loads
 
     def _unpin(self, key: ExpertKey) -> None:
         count = self._pins.pop(key) - 1

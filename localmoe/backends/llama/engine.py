@@ -21,8 +21,9 @@ from localmoe.backends.llama.loader import LoadedModel
 from localmoe.backends.llama.parameters import output_limit
 from localmoe.backends.llama.source import ModelSource
 from localmoe.backends.llama.tokenizer import LlamaTokenizer
-from localmoe.cache.expert_cache import CacheStats, ExpertCache
+from localmoe.cache.expert_cache import ExpertCache
 from localmoe.cache.slots import SlotPool
+from localmoe.cache.stats import CacheStats
 from localmoe.errors import ContextFullError, EngineError, InterruptedDecodeError
 from localmoe.planning.plan import MemoryPlan
 from localmoe.weights.catalog import Catalog

@@ -1,0 +1,19 @@
+"""What an expert cache has done so far."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class CacheStats:
+    """Counters that only grow. A request is one distinct expert of one `acquire`."""
+
+    hits: int = 0
+    misses: int = 0
+    read_bytes: int = 0
+    """Bytes of experts read on demand, without alignment slack."""
+    prefetched: int = 0
+    """Experts whose reading ahead of demand was begun."""
+    cancelled: int = 0
+    """Those of them that were dropped before they were read."""
