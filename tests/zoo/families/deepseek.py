@@ -14,7 +14,7 @@ _KV_RANK, _ROPE = 32, 32
 
 def deepseek2(model: Draft) -> None:
     """DeepSeek-V3's form: latent attention, expert groups, selection bias, YaRN, shared expert."""
-    _latent_keys(model, expert_weights_scale=2.5)
+    _latent_keys(model, scale=2.5)
     model.key(expert_group_count=4, expert_group_used_count=2)
     layers.yarn_keys(model, log_multiplier=0.1)
     _latent_layers(model)
@@ -22,7 +22,7 @@ def deepseek2(model: Draft) -> None:
 
 def kimi_k2(model: Draft) -> None:
     """One group of very many experts, a YaRN ramp of one step."""
-    _latent_keys(model, expert_weights_scale=2.827)
+    _latent_keys(model, scale=2.827)
     model.key(expert_group_count=1, expert_group_used_count=1, rope__freq_base=50000.0)
     layers.yarn_keys(model, log_multiplier=0.1)
     model.key(rope__scaling__yarn_beta_fast=1.0, rope__scaling__yarn_beta_slow=1.0)
@@ -31,7 +31,7 @@ def kimi_k2(model: Draft) -> None:
 
 def mistral_large_3(model: Draft) -> None:
     """A softmax over all experts, no selection bias; queries grow with their position."""
-    _latent_keys(model, expert_gating_func=layers.SOFTMAX, expert_weights_scale=1.0)
+    _latent_keys(model, gating=layers.SOFTMAX)
     # The first step of the temperature comes after eight tokens: a prefill chunk has several.
     model.key(attention__temperature_scale=0.1, attention__temperature_length=8)
     layers.yarn_keys(model, log_multiplier=0.1)
@@ -41,11 +41,21 @@ def mistral_large_3(model: Draft) -> None:
 def glm_4_7_flash(model: Draft) -> None:
     """Values wider than keys, no YaRN, a layer that predicts one token more."""
     value_size = 2 * model.shape.head_size
-    _latent_keys(model, value_size=value_size, expert_weights_scale=1.8)
+    _latent_keys(model, value_size=value_size, scale=1.8)
     model.key(block_count=model.shape.layers + 1, nextn_predict_layers=1)
     _latent_layers(model, value_size=value_size)
     _latent_layer(model, model.shape.layers, value_size=value_size)
     layers.next_token_head(model, f"blk.{model.shape.layers}.")
+
+
+def dots1(model: Draft) -> None:
+    """DeepSeek-V3's experts behind plain attention with q/k norms."""
+    layers.common(model)
+    layers.grouped_query_keys(model)
+    layers.shared_expert_keys(model, gating=layers.SIGMOID, scale=2.5)
+    for i in range(model.shape.layers):
+        layers.pre_norm_attention(model, f"blk.{i}.", qk_norm=True)
+        layers.dense_or_routed(model, i)
 
 
 def _latent_keys(
@@ -53,21 +63,12 @@ def _latent_keys(
     *,
     q_rank: int = 48,
     value_size: int = 0,
-    expert_gating_func: int = layers.SIGMOID,
-    expert_weights_norm: bool = True,
-    expert_weights_scale: float,
+    gating: int = layers.SIGMOID,
+    scale: float = 1.0,
 ) -> None:
-    shape = model.shape
     layers.common(model)
     layers.latent_keys(model, q_rank=q_rank, kv_rank=_KV_RANK, rope=_ROPE, value_size=value_size)
-    layers.expert_keys(
-        model,
-        leading_dense_block_count=shape.dense_layers,
-        expert_shared_count=shape.shared_experts,
-        expert_gating_func=expert_gating_func,
-        expert_weights_norm=expert_weights_norm,
-        expert_weights_scale=expert_weights_scale,
-    )
+    layers.shared_expert_keys(model, gating=gating, scale=scale)
 
 
 def _latent_layers(
@@ -128,5 +129,12 @@ MODELS = {
         dataclasses.replace(_SHAPE, experts_used=4),
         stands_for="GLM-4.7-Flash",
         covers="values wider than keys, no YaRN, an unused layer that predicts further tokens",
+    ),
+    "dots1": ZooModel(
+        "dots1",
+        dots1,
+        dataclasses.replace(_SHAPE, heads=2, shared_experts=2),
+        stands_for="dots.llm1",
+        covers="as many key heads as query heads, q/k norms, selection bias, two shared experts",
     ),
 }
