@@ -241,9 +241,9 @@ def shared_expert_gate(model: Draft, prefix: str) -> None:
 def projection_biases(model: Draft, prefix: str) -> None:
     """Add biases of queries, keys and values, but not of the attention's output."""
     shape = model.shape
-    for name, heads in (("attn_q", shape.heads), ("attn_k", shape.kv_heads)):
-        model.noise(f"{prefix}{name}.bias", heads * shape.head_size, std=0.1)
-    model.noise(f"{prefix}attn_v.bias", shape.kv_heads * shape.head_size, std=0.1)
+    heads = {"attn_q": shape.heads, "attn_k": shape.kv_heads, "attn_v": shape.kv_heads}
+    for name, count in heads.items():
+        model.noise(f"{prefix}{name}.bias", count * shape.head_size, std=0.1)
 
 
 def pre_norm_attention(
