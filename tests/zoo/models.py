@@ -11,8 +11,10 @@ from zoo.draft import Draft
 from zoo.families import (
     afmoe,
     bailing,
+    classic,
     deepseek,
     deepseek_sparse,
+    dense,
     glm,
     granite,
     hybrid,
@@ -29,6 +31,7 @@ from zoo.model import ZooModel
 _FAMILIES = (
     afmoe,
     bailing,
+    classic,
     deepseek,
     deepseek_sparse,
     glm,
@@ -48,11 +51,14 @@ ARCHITECTURES: dict[str, ZooModel] = {
 }
 LAYOUTS: dict[str, ZooModel] = layouts.MODELS
 MODELS: dict[str, ZooModel] = {**ARCHITECTURES, **LAYOUTS}
+"""All Mixture-of-Experts models."""
+DENSE: dict[str, ZooModel] = dense.MODELS
+"""Models without experts, which always fit as a whole or not at all."""
 
 
 def write(directory: Path, name: str, **changes: Any) -> Path:
     """Write the named model, with fields of its Shape changed, and return its first file."""
-    model = MODELS[name]
+    model = {**DENSE, **MODELS}[name]
     draft = Draft(model.architecture, dataclasses.replace(model.shape, **changes))
     model.build(draft)
     return draft.write(directory, name)

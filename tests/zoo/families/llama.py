@@ -1,4 +1,4 @@
-"""Llama 4, and what goes under Llama's name: Mixtral, OLMoE."""
+"""Llama 4, and what has the form of Llama 2: Mixtral, OLMoE, Phi, Mellum, Mistral 3."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from zoo import layers
 from zoo.draft import Draft
 from zoo.model import ZooModel
 from zoo.shape import Shape
+from zoo.tokenizer import vocabulary
 
 
 def llama4(model: Draft, moe_step: int) -> None:
@@ -63,6 +64,54 @@ def olmoe(model: Draft) -> None:
         layers.experts(model, i)
 
 
+def mistral3(model: Draft) -> None:
+    """YaRN, and queries that grow with the position: here from every 32nd token on."""
+    llama(model)
+    layers.yarn_keys(model, log_multiplier=0.1)
+    model.key(
+        attention__temperature_scale=0.3,
+        rope__scaling__original_context_length=32,
+    )
+
+
+def phimoe(model: Draft) -> None:
+    """Norms and projections with biases; factors of the rotation for short and long contexts."""
+    shape = model.shape
+    layers.common(model)
+    layers.grouped_query_keys(model)
+    layers.expert_keys(model)
+    model.key(rope__scaling__original_context_length=64, rope__scaling__attn_factor=1.2)
+    for name in ("short", "long"):
+        model.noise(f"rope_factors_{name}.weight", shape.head_size // 2, std=0.2, mean=1.5)
+    model.noise("output_norm.bias", shape.embedding, std=0.1)
+    model.noise("output.bias", len(vocabulary()), std=0.1)
+    for i in range(shape.layers):
+        prefix = f"blk.{i}."
+        layers.pre_norm_attention(model, prefix, bias=True)
+        for name in ("attn_norm", "ffn_norm"):
+            model.noise(f"{prefix}{name}.bias", shape.embedding, std=0.1)
+        layers.router(model, prefix)
+        layers.experts(model, i)
+
+
+def mellum(model: Draft) -> None:
+    """Windows, YaRN in the layers that have none, norms of queries and keys."""
+    shape = model.shape
+    layers.common(model)
+    layers.grouped_query_keys(model)
+    layers.expert_keys(model)
+    layers.yarn_keys(model, log_multiplier=0.1)
+    model.key(
+        attention__sliding_window=shape.window,
+        attention__sliding_window_pattern=[i % 2 == 0 for i in range(shape.layers)],
+    )
+    for i in range(shape.layers):
+        prefix = f"blk.{i}."
+        layers.pre_norm_attention(model, prefix, qk_norm=True)
+        layers.router(model, prefix)
+        layers.experts(model, i)
+
+
 MODELS = {
     # Parts of 1152 bytes.
     "llama4-maverick": ZooModel(
@@ -99,5 +148,26 @@ MODELS = {
         Shape(kv_heads=4, head_size=16, feed_forward=32, experts_used=4),
         stands_for="OLMoE-1B-7B",
         covers="q/k norms over all heads, weights that are not normalised",
+    ),
+    "mistral3": ZooModel(
+        "mistral3",
+        mistral3,
+        Shape(experts=8, feed_forward=32),
+        stands_for="what llama.cpp would make of a Ministral 3 with experts",
+        covers="YaRN, queries scaled by position",
+    ),
+    "phimoe": ZooModel(
+        "phimoe",
+        phimoe,
+        Shape(head_size=16, feed_forward=32),
+        stands_for="Phi-3.5-MoE, Phi-mini-MoE",
+        covers="biases of norms and output, LongRoPE",
+    ),
+    "mellum": ZooModel(
+        "mellum",
+        mellum,
+        Shape(layers=4, experts_used=4, expert_types=(("Q8_0", "Q8_0", "F16"),)),
+        stands_for="Mellum 2",
+        covers="windows given per layer, YaRN in the other layers only",
     ),
 }
