@@ -37,6 +37,41 @@ def granitemoe(model: Draft) -> None:
         layers.experts(model, i)
 
 
+def minicpm(model: Draft) -> None:
+    """Granite's graph, with scales of its own where the file names none."""
+    layers.common(model, embedding_std=1 / 12)
+    layers.grouped_query_keys(model)
+    layers.expert_keys(model)
+    for i in range(model.shape.layers):
+        prefix = f"blk.{i}."
+        layers.pre_norm_attention(model, prefix)
+        layers.router(model, prefix)
+        layers.experts(model, i)
+
+
+def granite_swa(model: Draft) -> None:
+    """Windows and positions given per layer, attention sinks, gate and up in one matrix."""
+    shape = model.shape
+    width = shape.shared_experts * shape.expert_feed_forward
+    layers.common(model, embedding_std=1 / 12)
+    layers.grouped_query_keys(model)
+    layers.expert_keys(model, expert_shared_feed_forward_length=width)
+    scales(model)
+    model.key(
+        attention__sliding_window=shape.window,
+        attention__sliding_window_pattern=[i % 2 == 0 for i in range(shape.layers)],
+        attention__rope_pattern=[i % 4 != 3 for i in range(shape.layers)],
+    )
+    for i in range(shape.layers):
+        prefix = f"blk.{i}."
+        layers.pre_norm_attention(model, prefix)
+        model.noise(prefix + "attn_sinks.weight", shape.heads, std=1.0)
+        layers.router(model, prefix)
+        model.matrix(prefix + "ffn_up_shexp", 2 * width, shape.embedding)
+        model.matrix(prefix + "ffn_down_shexp", shape.embedding, width)
+        layers.experts(model, i)
+
+
 MODELS = {
     "granitemoe": ZooModel(
         "granitemoe",
@@ -44,5 +79,20 @@ MODELS = {
         Shape(feed_forward=32, shared_experts=2, experts_used=4),
         stands_for="Granite 3 1B-A400M, 3B-A800M, with the shared expert of later ones",
         covers="scaled embedding, residuals, attention and logits; shared expert",
+    ),
+    "granite_swa": ZooModel(
+        "granite_swa",
+        granite_swa,
+        Shape(layers=4, feed_forward=32, shared_experts=1, experts_used=4, fused_gate_up=True),
+        stands_for="Granite models with sliding windows",
+        covers="windows and positions per layer, attention sinks, "
+        "gate and up in one matrix, also in the shared expert",
+    ),
+    "minicpm": ZooModel(
+        "minicpm",
+        minicpm,
+        Shape(experts=8, feed_forward=32),
+        stands_for="MiniCPM-MoE-8x2B",
+        covers="scales that the file does not name",
     ),
 }
