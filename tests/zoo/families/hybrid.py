@@ -9,6 +9,10 @@ from zoo.shape import Shape
 
 _KERNEL = 4
 """Tokens under a convolution, the present one included."""
+_DELTA_HEAD = 16
+"""Width of a head of Kimi's delta net."""
+_LATENT, _ROTATED = 32, 16
+"""Widths of latent attention: what is cached for all heads, and the rotated part of keys."""
 
 
 def _attention_only_in(model: Draft, has_attention: list[bool], kv_heads: int) -> None:
@@ -45,6 +49,44 @@ def lfm2moe(model: Draft) -> None:
             layers.experts(model, i)
 
 
+def kimi_linear(model: Draft) -> None:
+    """Delta nets that forget channel by channel; latent attention without positions in between."""
+    shape = model.shape
+    layers.common(model)
+    layers.latent_keys(model, q_rank=0, kv_rank=_LATENT, rope=_ROTATED)
+    has_attention = [i % 2 == 1 for i in range(shape.layers)]
+    _attention_only_in(model, has_attention, 1)
+    layers.shared_expert_keys(model, gating=layers.SIGMOID, scale=2.5)
+    model.key(ssm__conv_kernel=_KERNEL, kda__head_dim=_DELTA_HEAD)
+    for i in range(shape.layers):
+        prefix = f"blk.{i}."
+        model.norm(prefix + "attn_norm", shape.embedding)
+        if has_attention[i]:
+            layers.latent_attention(model, prefix, q_rank=0, kv_rank=_LATENT, rope=_ROTATED)
+        else:
+            kimi_delta_net(model, prefix)
+        model.norm(prefix + "ffn_norm", shape.embedding)
+        layers.dense_or_routed(model, i)
+
+
+def kimi_delta_net(model: Draft, prefix: str) -> None:
+    """Add Kimi's delta net: convolutions apart for q, k and v, low-rank gates."""
+    heads, embedding = model.shape.heads, model.shape.embedding
+    width = heads * _DELTA_HEAD
+    for name in ("q", "k", "v"):
+        model.matrix(f"{prefix}attn_{name}", width, embedding)
+        model.noise(f"{prefix}ssm_conv1d_{name}.weight", 1, width, 1, _KERNEL, std=0.5)
+    for name in ("ssm_f", "ssm_g"):  # how much is forgotten; how much comes out
+        model.matrix(f"{prefix}{name}_a", _DELTA_HEAD, embedding)
+        model.matrix(f"{prefix}{name}_b", width, _DELTA_HEAD)
+    model.matrix(prefix + "ssm_beta", heads, embedding)
+    # Minus one, roughly: half of the state is gone after one token.
+    model.noise(prefix + "ssm_a", 1, 1, heads, 1, std=0.1, mean=-1.0)
+    model.noise(prefix + "ssm_dt.bias", width, std=0.5)
+    model.norm(prefix + "ssm_norm", _DELTA_HEAD)
+    model.matrix(prefix + "attn_output", embedding, width)
+
+
 MODELS = {
     "lfm2moe": ZooModel(
         "lfm2moe",
@@ -53,5 +95,13 @@ MODELS = {
         stands_for="LFM2-8B-A1B, LFM2-24B-A2B",
         covers="short convolutions, selection bias, a leading dense layer, "
         "embedding and output in one matrix",
+    ),
+    "kimi-linear": ZooModel(
+        "kimi-linear",
+        kimi_linear,
+        Shape(layers=5, dense_layers=1, shared_experts=1),
+        stands_for="Kimi-Linear-48B-A3B",
+        covers="delta nets, latent attention without positions, selection bias, shared expert, "
+        "a leading dense layer",
     ),
 }
