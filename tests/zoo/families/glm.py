@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from zoo import layers
 from zoo.draft import Draft
+from zoo.indexer import sparse_attention, sparse_keys
 from zoo.model import ZooModel
 from zoo.shape import Shape
 
@@ -34,6 +35,24 @@ def _glm4moe(model: Draft, *, qk_norm: bool) -> None:
     layers.next_token_head(model, f"blk.{shape.layers}.")
 
 
+def glm_dsa(model: Draft) -> None:
+    """GLM-5's form: latent attention to chosen positions; some layers share the choice."""
+    shape = model.shape
+    layers.common(model)
+    sparse_keys(model)
+    layers.shared_expert_keys(model, gating=layers.SIGMOID, scale=2.5)
+    chooses = [i % 2 == 0 for i in range(shape.layers)]
+    model.key(attention__indexer__types=chooses, rope__freq_base=1e6)
+    model.key(block_count=shape.layers + 1, nextn_predict_layers=1)
+    for i in range(shape.layers + 1):
+        prefix = f"blk.{i}."
+        model.norm(prefix + "attn_norm", shape.embedding)
+        sparse_attention(model, prefix, chooses=i == shape.layers or chooses[i])
+        model.norm(prefix + "ffn_norm", shape.embedding)
+        layers.dense_or_routed(model, i)
+    layers.next_token_head(model, f"blk.{shape.layers}.")
+
+
 _SHAPE = Shape(dense_layers=1, shared_experts=1)
 
 MODELS: dict[str, ZooModel] = {
@@ -51,5 +70,13 @@ MODELS: dict[str, ZooModel] = {
         _SHAPE,
         stands_for="GLM-4.5-Air",
         covers="the same without q/k norms",
+    ),
+    "glm-dsa": ZooModel(
+        "glm-dsa",
+        glm_dsa,
+        Shape(layers=4, dense_layers=1, shared_experts=1),
+        stands_for="GLM-5, 5.1, 5.2",
+        covers="attention to positions that an indexer chooses, layers that share the choice, "
+        "selection bias, an unused layer that predicts further tokens",
     ),
 }
