@@ -22,6 +22,7 @@ from localmoe.backends.llama.bindings import (
     SRC_OFFSET,
     L,
     Tensor,
+    op_number,
 )
 from localmoe.cache.expert_cache import ExpertCache
 from localmoe.cache.lease import Lease
@@ -29,6 +30,7 @@ from localmoe.errors import InterruptedDecodeError, ModelFormatError, Unsupporte
 from localmoe.weights.catalog import MoeLayer
 
 _ROUTED = b"ffn_moe_weights-"
+_OP_CPY = op_number("CPY")
 _SRC0, _SRC1 = SRC_OFFSET, SRC_OFFSET + POINTER_NBYTES
 
 
@@ -155,14 +157,16 @@ class Hook:
         """The weights are gathered already, so the ids may now become slot numbers."""
         if self.interrupted:
             raise InterruptedDecodeError("the decode was interrupted")
+        ids_tensor = C.c_void_p.from_address(node + _SRC1).value or 0
+        if C.c_int.from_address(ids_tensor + OP_OFFSET).value == _OP_CPY:
+            return  # the groups that the experts are in: they choose resident matrices (GroveMoE)
         if self._lease:
             self._lease.close()
             self._lease = None
         layer = int(C.string_at(node + NAME_OFFSET + len(_ROUTED)))
         if layer not in self._layers:
             return
-        n_experts = self._layers[layer].n_experts
-        ids = Ids(C.c_void_p.from_address(node + _SRC1).value or 0, n_experts)
+        ids = Ids(ids_tensor, self._layers[layer].n_experts)
         self._lease = self._cache.acquire(layer, ids.experts)
         self._waited = set() if self._lease.pending else set(range(len(self._layers[layer].parts)))
         ids.assign(self._lease.slots)
