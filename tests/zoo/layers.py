@@ -19,10 +19,12 @@ def common(
     embedding_std: float = 1.0,
     tied: bool = False,
     last_norm: str = "output_norm",
+    epsilon: str = "layer_norm_rms_epsilon",
 ) -> None:
     """Add what every model has: its sizes, embedding, last norm and output matrix.
 
-    Where they are `tied`, the embedding is the output matrix, too.
+    Where they are `tied`, the embedding is the output matrix, too. The name of `epsilon` says
+    which norm it is, to some architectures.
     """
     shape = model.shape
     model.key(
@@ -30,8 +32,8 @@ def common(
         context_length=shape.context,
         embedding_length=shape.embedding,
         feed_forward_length=shape.feed_forward,
-        attention__layer_norm_rms_epsilon=1e-6,
         attention__head_count=shape.heads,
+        **{f"attention__{epsilon}": 1e-6},
     )
     gain = embedding_std * shape.embedding**0.5
     model.matrix("token_embd", len(vocabulary()), shape.embedding, gain=gain)
