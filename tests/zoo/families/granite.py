@@ -37,6 +37,15 @@ def granitemoe(model: Draft) -> None:
         layers.experts(model, i)
 
 
+def granite(model: Draft) -> None:
+    """GraniteMoE's form without positions, and with room for images added in one layer."""
+    granitemoe(model)
+    model.key(
+        rope__scaling__finetuned=False,
+        deepstack_mapping=[0 if i == 1 else -1 for i in range(model.shape.layers)],
+    )
+
+
 def minicpm(model: Draft) -> None:
     """Granite's graph, with scales of its own where the file names none."""
     layers.common(model, embedding_std=1 / 12)
@@ -94,5 +103,12 @@ MODELS = {
         Shape(experts=8, feed_forward=32),
         stands_for="MiniCPM-MoE-8x2B",
         covers="scales that the file does not name",
+    ),
+    "granite": ZooModel(
+        "granite",
+        granite,
+        Shape(feed_forward=32, shared_experts=1),
+        stands_for="what llama.cpp would make of a dense Granite's header with experts",
+        covers="no positions at all, embedding added again in a later layer",
     ),
 }
