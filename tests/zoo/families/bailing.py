@@ -8,6 +8,16 @@ from zoo.model import ZooModel
 from zoo.shape import Shape
 
 
+def bailingmoe(model: Draft) -> None:
+    """Ling's form: experts in every layer beside shared ones, softmax router."""
+    layers.common(model)
+    layers.grouped_query_keys(model)
+    layers.shared_expert_keys(model, gating=layers.SOFTMAX)
+    for i in range(model.shape.layers):
+        layers.pre_norm_attention(model, f"blk.{i}.")
+        layers.dense_or_routed(model, i, biased=False)
+
+
 def bailingmoe2(model: Draft) -> None:
     """Ling 2's form: q, k and v in one matrix, expert groups, a layer behind the last one."""
     shape = model.shape
@@ -28,6 +38,13 @@ def bailingmoe2(model: Draft) -> None:
 
 
 MODELS: dict[str, ZooModel] = {
+    "bailingmoe": ZooModel(
+        "bailingmoe",
+        bailingmoe,
+        Shape(shared_experts=2),
+        stands_for="Ling Lite, Ling Plus",
+        covers="two shared experts in every layer, softmax router",
+    ),
     "bailingmoe2": ZooModel(
         "bailingmoe2",
         bailingmoe2,

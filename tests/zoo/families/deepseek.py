@@ -21,11 +21,10 @@ def deepseek2(model: Draft) -> None:
 
 
 def kimi_k2(model: Draft) -> None:
-    """One group of very many experts, a YaRN ramp of one step."""
+    """One group of very many experts."""
     _latent_keys(model, scale=2.827)
     model.key(expert_group_count=1, expert_group_used_count=1, rope__freq_base=50000.0)
     layers.yarn_keys(model, log_multiplier=0.1)
-    model.key(rope__scaling__yarn_beta_fast=1.0, rope__scaling__yarn_beta_slow=1.0)
     _latent_layers(model)
 
 
@@ -46,6 +45,43 @@ def glm_4_7_flash(model: Draft) -> None:
     _latent_layers(model, value_size=value_size)
     _latent_layer(model, model.shape.layers, value_size=value_size)
     layers.next_token_head(model, f"blk.{model.shape.layers}.")
+
+
+def deepseek2_lite(model: Draft) -> None:
+    """DeepSeek-V2-Lite as older files have it: whole queries, keys and values not split."""
+    shape = model.shape
+    whole = shape.head_size + _ROPE
+    layers.common(model)
+    layers.shared_expert_keys(model, gating=layers.SOFTMAX, normalised=False)
+    layers.yarn_keys(model, log_multiplier=0.07)
+    model.key(
+        attention__head_count_kv=shape.heads,
+        attention__kv_lora_rank=_KV_RANK,
+        attention__key_length=whole,
+        attention__value_length=shape.head_size,
+        rope__dimension_count=_ROPE,
+    )
+    for i in range(shape.layers):
+        prefix = f"blk.{i}."
+        model.norm(prefix + "attn_norm", shape.embedding)
+        model.matrix(prefix + "attn_q", shape.heads * whole, shape.embedding)
+        model.matrix(prefix + "attn_kv_a_mqa", _KV_RANK + _ROPE, shape.embedding)
+        model.norm(prefix + "attn_kv_a_norm", _KV_RANK)
+        model.matrix(prefix + "attn_kv_b", shape.heads * 2 * shape.head_size, _KV_RANK)
+        width = shape.heads * shape.head_size
+        model.matrix(prefix + "attn_output", shape.embedding, width, gain=0.7)
+        model.norm(prefix + "ffn_norm", shape.embedding)
+        layers.dense_or_routed(model, i, biased=False)
+
+
+def deepseek(model: Draft) -> None:
+    """The first DeepSeek MoE: plain attention, weights of a softmax as they are."""
+    layers.common(model)
+    layers.grouped_query_keys(model)
+    layers.shared_expert_keys(model, gating=layers.SOFTMAX, normalised=False)
+    for i in range(model.shape.layers):
+        layers.pre_norm_attention(model, f"blk.{i}.")
+        layers.dense_or_routed(model, i, biased=False)
 
 
 def dots1(model: Draft) -> None:
@@ -114,7 +150,7 @@ MODELS = {
             _SHAPE, experts=48, experts_used=8, expert_types=(("Q4_0", "Q4_0", "Q4_0"),)
         ),
         stands_for="Kimi K2, K2 Thinking, K2.5",
-        covers="many experts in one group, selection bias, YaRN of one step, parts of 1152 bytes",
+        covers="many experts in one group, selection bias, parts of 1152 bytes",
     ),
     "deepseek2-mistral": ZooModel(
         "deepseek2",
@@ -129,6 +165,38 @@ MODELS = {
         dataclasses.replace(_SHAPE, experts_used=4),
         stands_for="GLM-4.7-Flash",
         covers="values wider than keys, no YaRN, an unused layer that predicts further tokens",
+    ),
+    "deepseek2-lite": ZooModel(
+        "deepseek2",
+        deepseek2_lite,
+        # llama.cpp knows whole queries by this number of layers; few with experts are enough.
+        Shape(
+            layers=27,
+            embedding=32,
+            heads=2,
+            experts=8,
+            dense_layers=24,
+            shared_experts=2,
+            expert_types=(("Q4_0", "Q4_0", "Q8_0"),),
+        ),
+        stands_for="DeepSeek-V2-Lite, Coder-V2-Lite, in older files",
+        covers="queries from one matrix, keys and values not split, a softmax's weights not "
+        "normalised, two shared experts, parts of 576 and 1088 bytes",
+    ),
+    "mistral4": ZooModel(
+        "mistral4",
+        mistral_large_3,
+        dataclasses.replace(_SHAPE, experts_used=4, dense_layers=0, fused_gate_up=True),
+        stands_for="Mistral Small 4",
+        covers="fused gate and up, softmax router, queries scaled by their position",
+    ),
+    "deepseek": ZooModel(
+        "deepseek",
+        deepseek,
+        # The heads together are as wide as the embedding: the loader wants it.
+        dataclasses.replace(_SHAPE, head_size=16, shared_experts=2),
+        stands_for="DeepSeek-MoE-16B",
+        covers="a softmax's weights not normalised, two shared experts, leading dense layer",
     ),
     "dots1": ZooModel(
         "dots1",
