@@ -12,8 +12,8 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quants
 
 Bytes = npt.NDArray[np.uint8]
 
-# Where the float16 scale and, if there is one, the float16 minimum of a block lie.
 _SCALE_AT: dict[str, tuple[int, int | None]] = {
+    "Q1_0": (0, None),
     "Q2_K": (80, 82),
     "Q3_K": (108, None),
     "Q4_K": (0, 2),
@@ -28,6 +28,12 @@ _SCALE_AT: dict[str, tuple[int, int | None]] = {
     "IQ4_NL": (0, None),
     "IQ4_XS": (0, None),
 }
+"""Where the float16 scale and, if there is one, the float16 minimum of a block lie."""
+_RANDOM_BLOCKS = frozenset((*_SCALE_AT, "IQ1_M", "NVFP4"))
+_IQ1_M_SCALES = slice(48, 56)
+"""Four words; the highest four bits of each are a quarter of the block's float16 scale."""
+_NVFP4_SCALES = slice(0, 4)
+"""One E4M3 byte without sign for every 16 weights."""
 
 
 def generator(seed: int, name: str) -> np.random.Generator:
@@ -46,7 +52,7 @@ def encode(values: npt.NDArray[np.float32], type_name: str) -> npt.NDArray[Any]:
         return values
     if kind == GGMLQuantizationType.F16:
         return values.astype(np.float16)
-    if type_name in _SCALE_AT:
+    if type_name in _RANDOM_BLOCKS:
         return _random_blocks(values, type_name)
     encoded: npt.NDArray[Any] = quants.quantize(values, kind)
     return encoded
@@ -67,6 +73,15 @@ def _random_blocks(values: npt.NDArray[np.float32], type_name: str) -> Bytes:
 
 
 def _set_scales(blocks: Bytes, type_name: str, scale: float, minimum: float) -> None:
+    if type_name == "IQ1_M":
+        words = blocks[:, _IQ1_M_SCALES].view("<u2")
+        quarters = np.float16(scale).view(np.uint16) >> np.arange(0, 16, 4, dtype=np.uint16)
+        words[:] = words & 0x0FFF | quarters << 12
+        return
+    if type_name == "NVFP4":
+        factors = 0.5 + blocks[:, _NVFP4_SCALES] / 256
+        blocks[:, _NVFP4_SCALES] = quants.NVFP4.fp32_to_ue4m3(scale * factors)
+        return
     scale_at, minimum_at = _SCALE_AT[type_name]
     blocks[:, scale_at : scale_at + 2] = np.frombuffer(np.float16(scale).tobytes(), np.uint8)
     if minimum_at is not None:
@@ -77,6 +92,8 @@ def _set_scales(blocks: Bytes, type_name: str, scale: float, minimum: float) -> 
 @cache
 def _unit_block(type_name: str) -> tuple[float, float]:
     """Return the deviation of random blocks of scale 1, and the minimum that centres them."""
+    if type_name == "Q1_0":  # which gguf cannot decode: every weight is the scale or minus it
+        return 1.0, 0.0
     kind = GGMLQuantizationType[type_name]
     nbytes = GGML_QUANT_SIZES[kind][1]
     blocks = np.random.default_rng(0).integers(0, 256, (64, nbytes), dtype=np.uint8)
@@ -86,7 +103,7 @@ def _unit_block(type_name: str) -> tuple[float, float]:
         values: npt.NDArray[np.float32] = quants.dequantize(blocks, kind)
         return values
 
-    if _SCALE_AT[type_name][1] is None:
+    if _SCALE_AT.get(type_name, (0, None))[1] is None:
         return float(decoded(1, 0).std()), 0.0
     ratio = -float(decoded(1, 0).mean()) / float(decoded(0, 1).mean())
     return float(decoded(1, ratio).std()), ratio
