@@ -67,6 +67,9 @@ class FakeEngine:
     reply: Callable[[str], bytes] = echo
     context_tokens: int = 4096
     prefill_chunk_tokens: int = 64
+    slots: int = 5
+    experts: int = 20
+    """0: a dense model."""
     rewind_step: int = 1
     """It can rewind to multiples of this only; 0: to the start only."""
     chat_template: str | None = None
@@ -85,7 +88,7 @@ class FakeEngine:
     @property
     def plan(self) -> MemoryPlan:
         size, chunk = self.context_tokens, self.prefill_chunk_tokens
-        return MemoryPlan(10**9, 1, 1, 1, 1, 10, 5, 20, size, chunk)
+        return MemoryPlan(10**9, 1, 1, 1, 1, 10, self.slots, self.experts, size, chunk)
 
     @property
     def position(self) -> int:

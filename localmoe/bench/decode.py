@@ -51,11 +51,7 @@ class _Measurement:
         forced = self._force()
         spent = self.engine.stats() - before
         resident, why_unknown = self._resident_samples()
-        device = measure_device(
-            self.engine.catalog,
-            workers=self.request.settings.read_workers,
-            seconds=self.request.device_seconds,
-        )
+        device = self._device_speed()
         report = figures(forced, spent, resident, device)
         return {
             **report,
@@ -109,6 +105,16 @@ class _Measurement:
                 samples.append(seconds)
         return tuple(samples), "the slots hold fewer experts than one token routes to"
 
+    def _device_speed(self) -> DeviceSpeed | None:
+        """Read experts alone; None for a dense model, of which nothing is read."""
+        if not self.engine.catalog.layers:
+            return None
+        return measure_device(
+            self.engine.catalog,
+            workers=self.request.settings.read_workers,
+            seconds=self.request.device_seconds,
+        )
+
     def _circumstances(self) -> Report:
         request, catalog = self.request, self.engine.catalog
         return {
@@ -132,32 +138,35 @@ class _Measurement:
 
 
 def figures(
-    forced: Forced, spent: Stats, resident: tuple[float, ...], device: DeviceSpeed
+    forced: Forced, spent: Stats, resident: tuple[float, ...], device: DeviceSpeed | None
 ) -> Report:
-    """Return speed, cache and limit. `spent` is of the forced tokens alone."""
+    """Return speed, cache and limit. `spent` is of the forced tokens alone.
+
+    `device` None: nothing was read.
+    """
     count = len(forced.token_seconds)
     compute_seconds = statistics.median(resident) if resident else None
     read_per_token = spent.read_bytes / count
-    limit = Limit(read_per_token / device.bytes_per_second, compute_seconds)
+    limit = Limit(read_per_token / device.bytes_per_second if device else 0.0, compute_seconds)
     return {
         "tokens_per_second": forced.tokens_per_second,
         "hit_rate": spent.hit_rate,
         "bytes_read_per_token": read_per_token,
         "stall_seconds_per_token": spent.stall_seconds / count,
-        "device_bytes_per_second": device.bytes_per_second,
+        "device_bytes_per_second": device.bytes_per_second if device else None,
         "resident_tokens_per_second": 1 / compute_seconds if compute_seconds else None,
         "limit_tokens_per_second": limit.tokens_per_second,
         "fraction_of_limit": limit.fraction(forced.tokens_per_second),
     }
 
 
-def _samples(forced: Forced, resident: tuple[float, ...], device: DeviceSpeed) -> Report:
+def _samples(forced: Forced, resident: tuple[float, ...], device: DeviceSpeed | None) -> Report:
     return {
         "token_seconds_p50": percentile(forced.token_seconds, 0.5),
         "token_seconds_p95": percentile(forced.token_seconds, 0.95),
         "token_seconds": list(forced.token_seconds),
         "resident_token_seconds": list(resident),
-        "device_read_bytes": device.mean_read_nbytes,
-        "device_reads": device.reads,
+        "device_read_bytes": device.mean_read_nbytes if device else None,
+        "device_reads": device.reads if device else 0,
         "logits_sha256_after": {str(n): value for n, value in forced.logits_sha256.items()},
     }

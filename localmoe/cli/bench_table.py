@@ -27,18 +27,10 @@ def show(answer: Answer) -> None:
 
 def rows(answer: Answer) -> list[tuple[str, str]]:
     """Return the lines of the table: what, and how much."""
-    extra = answer["extra"]
     lines = [
         ("decode", _speed(answer["tokens_per_second"])),
-        ("prefill", _speed(extra["prefill_tokens_per_second"])),
-        ("experts in memory", f"{answer['slots']} of {extra['model']['experts']}"),
-        ("found in memory", f"{answer['hit_rate']:.1%}"),
-        ("read per token", _megabytes(answer["bytes_read_per_token"])),
-        ("waited per token", f"{1e3 * answer['stall_seconds_per_token']:.1f} ms"),
-        ("device alone", f"{answer['device_bytes_per_second'] / 1e9:.2f} GB/s"),
-        ("all experts in memory", _speed(answer["resident_tokens_per_second"])),
-        ("limit of this machine", _speed(answer["limit_tokens_per_second"])),
-        ("reached", _share(answer["fraction_of_limit"])),
+        ("prefill", _speed(answer["extra"]["prefill_tokens_per_second"])),
+        *(() if _is_dense(answer) else _expert_rows(answer)),
         ("load", f"{answer['load_seconds']:.2f} s"),
         ("memory at its peak", format_nbytes(answer["peak_rss_bytes"])),
         ("memory budget", format_nbytes(answer["budget_bytes"])),
@@ -49,8 +41,27 @@ def rows(answer: Answer) -> list[tuple[str, str]]:
     return lines
 
 
+def _is_dense(answer: Answer) -> bool:
+    return int(answer["extra"]["model"]["experts"]) == 0
+
+
+def _expert_rows(answer: Answer) -> list[tuple[str, str]]:
+    return [
+        ("experts in memory", f"{answer['slots']} of {answer['extra']['model']['experts']}"),
+        ("found in memory", f"{answer['hit_rate']:.1%}"),
+        ("read per token", _megabytes(answer["bytes_read_per_token"])),
+        ("waited per token", f"{1e3 * answer['stall_seconds_per_token']:.1f} ms"),
+        ("device alone", f"{answer['device_bytes_per_second'] / 1e9:.2f} GB/s"),
+        ("all experts in memory", _speed(answer["resident_tokens_per_second"])),
+        ("limit of this machine", _speed(answer["limit_tokens_per_second"])),
+        ("reached", _share(answer["fraction_of_limit"])),
+    ]
+
+
 def explanation(answer: Answer) -> str:
     """Say in one sentence what the fraction means."""
+    if _is_dense(answer):
+        return "A dense model: all of its weights are in memory, and nothing is read per token."
     compute = answer["resident_tokens_per_second"]
     if compute is None:
         return f"The limit is unknown: {answer['extra']['resident_unknown']}."

@@ -91,6 +91,8 @@ class ChatCommands:
                  f"{100 * decode.stats.hit_rate:.1f} % of requests found there"),
                 ("reading", f"{read} and {stall:.1f} ms of waiting per token"),
             ]  # fmt: skip
-        else:
+        elif plan.experts:
             rows.append(("experts", f"all {plan.experts} in memory"))
+        else:
+            rows.append(("experts", "none: a dense model, all of it in memory"))
         return "\n".join(f"{name:<9}{value}" for name, value in rows)

@@ -26,18 +26,22 @@ def peak_rss_bytes() -> int:
 
 
 def stats_of(engine: Engine, usage: Usage) -> dict[str, object]:
-    """Return the figures of a run; those of experts are of decode, and under prefill once more."""
+    """Return the figures of a run; those of experts are of decode, and under prefill once more.
+
+    A dense model has no experts: their figures are None.
+    """
+    figures = _expert_figures if engine.plan.experts else _no_expert_figures
     return {
         "tokens": usage.answer_tokens,
         "tokens_per_second": {
             "prefill": usage.prefill.tokens_per_second,
             "decode": usage.decode.tokens_per_second,
         },
-        **_expert_figures(usage.decode),
+        **figures(usage.decode),
         "peak_rss_bytes": peak_rss_bytes(),
         "budget_bytes": engine.plan.budget_bytes,
         "load_seconds": engine.load_seconds,
-        "prefill": {"tokens": usage.prefill.tokens, **_expert_figures(usage.prefill)},
+        "prefill": {"tokens": usage.prefill.tokens, **figures(usage.prefill)},
     }
 
 
@@ -68,9 +72,13 @@ def status_line(engine: Engine, usage: Usage) -> str:
     return ", ".join(words).replace("%", " %")
 
 
-def _expert_figures(phase: Phase) -> dict[str, float]:
+def _expert_figures(phase: Phase) -> dict[str, float | None]:
     return {
         "hit_rate": phase.stats.hit_rate,
         "bytes_read_per_token": phase.per_token(phase.stats.read_bytes),
         "stall_seconds_per_token": phase.per_token(phase.stats.stall_seconds),
     }
+
+
+def _no_expert_figures(phase: Phase) -> dict[str, float | None]:
+    return dict.fromkeys(_expert_figures(phase))

@@ -17,9 +17,9 @@ class MemoryPlan:
     compute_bytes: int
     slot_bytes: int
     slots: int
-    """Experts that the slots hold; equals `experts` when everything fits."""
+    """Experts that the slots hold; equals `experts` when everything fits, 0 in a dense model."""
     experts: int
-    """Routed experts of all layers."""
+    """Routed experts of all layers; 0 in a dense model."""
     context_tokens: int
     prefill_chunk_tokens: int
 

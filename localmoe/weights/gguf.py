@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from localmoe.errors import ModelFormatError, UnsupportedModelError
 from localmoe.weights.catalog import Catalog, ExpertPart, Extent, MoeLayer, ResidentTensor
+from localmoe.weights.generative import check_generative
 from localmoe.weights.gguf_header import GgufHeader
 from localmoe.weights.gguf_tensors import TensorInfo
 from localmoe.weights.shards import read_shards
@@ -33,7 +34,7 @@ _Layer = dict[tuple[str, str], _Part]
 
 
 def read_catalog(path: str | Path) -> Catalog:
-    """Read the headers of a GGUF Mixture-of-Experts model and say where its bytes lie.
+    """Read the headers of a GGUF model and say where its bytes lie.
 
     `path` is a file, any shard of a split model, or a directory that holds one model. No weight is
     read. Raises ModelNotFoundError, ModelFormatError, UnsupportedModelError.
@@ -42,9 +43,13 @@ def read_catalog(path: str | Path) -> Catalog:
 
 
 def build_catalog(headers: Sequence[GgufHeader]) -> Catalog:
-    """Return the catalog of a model whose shards have these headers, as read_shards gives them."""
+    """Return the catalog of a model whose shards have these headers, as read_shards gives them.
+
+    That of a dense model has no layers: all of its tensors are resident.
+    """
     first = headers[0]
     architecture = architecture_of(first)
+    check_generative(first, architecture)
     n_layers = _layers_in_use(first, architecture)
     found: dict[int, _Layer] = {}
     resident: list[ResidentTensor] = []
@@ -61,8 +66,8 @@ def build_catalog(headers: Sequence[GgufHeader]) -> Catalog:
             else:
                 resident.append(ResidentTensor(tensor.name, extent))
     if not found:
-        _refuse_without_experts(headers, architecture)
-    n_experts = _expert_count(first, architecture)
+        _check_dense(headers, architecture)
+    n_experts = _expert_count(first, architecture) if found else 0
     return Catalog(
         architecture=architecture,
         paths=tuple(header.path for header in headers),
@@ -114,19 +119,22 @@ def _block(name: str) -> int:
     return int(match[1]) if match else -1
 
 
-def _refuse_without_experts(headers: Sequence[GgufHeader], architecture: str) -> None:
-    path = headers[0].path
+def _check_dense(headers: Sequence[GgufHeader], architecture: str) -> None:
+    """Refuse a model whose experts are missing, or are where they cannot be streamed from."""
     for header in headers:
         for tensor in header.tensors:
             if _SEPARATE_EXPERT.fullmatch(tensor.name):
                 raise UnsupportedModelError(
-                    f"{path} stores each expert as a tensor of its own ({tensor.name}), as old "
-                    "GGUF files do. Take a newer file of this model, or convert it again."
+                    f"{header.path} stores each expert as a tensor of its own ({tensor.name}), as "
+                    "old GGUF files do. Take a newer file of this model, or convert it again."
                 )
-    raise UnsupportedModelError(
-        f"{path} is a dense model ({architecture}), not a Mixture-of-Experts: it has no expert "
-        "tensors to stream. Run it with llama.cpp itself, or choose a Mixture-of-Experts model."
-    )
+    key = f"{architecture}.expert_count"
+    n_experts = headers[0].metadata.get(key, 0)
+    if n_experts not in (0, 1):  # one expert is a dense layer by another name
+        raise ModelFormatError(
+            f"{headers[0].path}: {key} is {n_experts!r}, but there are no tensors with experts. "
+            "The file is damaged, or made by another program."
+        )
 
 
 def _expert_count(header: GgufHeader, architecture: str) -> int:

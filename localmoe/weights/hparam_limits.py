@@ -58,26 +58,37 @@ RANGES: dict[str, tuple[float, float]] = {
 ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")
 
 _WHOLE_ROTATION = """
-arctic cohere2moe dbrx deepseek dots1 ernie4_5-moe exaone-moe granite granitemoe granite_swa grok
-grovemoe hunyuan-moe hy_v3 llada-moe llama llama4 mellum mistral3 olmoe qwen2moe qwen3moe
-qwen3vlmoe rnd1 smallthinker
+apertus arcee arctic baichuan chameleon codeshell cogvlm cohere2moe dbrx deci deepseek dots1
+ernie4_5 ernie4_5-moe exaone exaone-moe exaone4 falcon granite granite_swa granitemoe graniteswitch
+grok grovemoe hunyuan-dense hunyuan-moe hunyuan_vl hy_v3 internlm2 jais2 llada-moe llama llama4
+maincoder mellum minicpm mistral3 olmo olmo2 olmoe orion paddleocr pangu-embedded plamo qwen2
+qwen2moe qwen2vl qwen3 qwen3moe qwen3vl qwen3vlmoe rnd1 seed_oss smallthinker smollm3 starcoder2
+talkie xverse
 """
 _PARTIAL_ROTATION = """
-afmoe bailingmoe2 glm4moe gpt-oss maple minimax-m2 minimax-m3 qwen3next qwen35moe
+afmoe bailingmoe2 bitnet chatglm cohere2 command-r glm4 glm4moe gpt-oss gptneox maple minimax-m2
+minimax-m3 muse-glimmer nanbeige nemotron openelm phi2 phi3 phimoe qwen qwen35 qwen35moe qwen3next
+spark2_5 stablelm
 """
-_NO_ROTATION = "granitehybrid nemotron_h_moe"
+_UNEQUAL_HEADS = "falcon-h1 gemma gemma2 gemma3 gemma3n gemma4 minicpm3 plamo2 plamo3 plm"
+_NO_ROTATION = "bloom gpt2 granitehybrid jais mpt nemotron_h nemotron_h_moe refact starcoder"
 
 ROTATES_WHOLE_HEAD = frozenset(_WHOLE_ROTATION.split())
 """Architectures whose graph asserts that keys, values and rotation are equally wide."""
 
-ROTATES = ROTATES_WHOLE_HEAD | frozenset(_PARTIAL_ROTATION.split())
+_ROTATES_EQUAL_HEADS = ROTATES_WHOLE_HEAD | frozenset(_PARTIAL_ROTATION.split())
+
+ROTATES = _ROTATES_EQUAL_HEADS | frozenset(_UNEQUAL_HEADS.split())
 """Architectures that hang or abort without any rotation."""
 
-EQUAL_HEADS = ROTATES | frozenset(_NO_ROTATION.split())
+EQUAL_HEADS = _ROTATES_EQUAL_HEADS | frozenset(_NO_ROTATION.split())
 """Architectures whose graph asserts that keys and values are equally wide."""
 
 LATENT = frozenset(("deepseek2", "deepseek32", "glm-dsa"))
 """Architectures that cache one latent vector for all heads, with the rotated part behind it."""
+
+WITHOUT_ATTENTION = frozenset(("arwkv7", "mamba", "mamba2", "rwkv6", "rwkv6qwen2", "rwkv7"))
+"""Architectures whose layers are all recurrent: they have no heads."""
 
 NEEDS_WINDOW = frozenset(("afmoe",))
 """Architectures that crash without attention.sliding_window."""

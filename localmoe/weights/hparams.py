@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from localmoe.errors import ModelFormatError, UnsupportedModelError
+from localmoe.errors import ModelFormatError
 from localmoe.weights.gguf import architecture_of
 from localmoe.weights.gguf_header import GgufHeader
 from localmoe.weights.gguf_values import Value
@@ -23,6 +23,7 @@ from localmoe.weights.hparam_limits import (
     ROPE_SCALINGS,
     ROTATES,
     ROTATES_WHOLE_HEAD,
+    WITHOUT_ATTENTION,
 )
 from localmoe.weights.tensor_checks import check_tensors
 from localmoe.weights.vocabulary import check_vocabulary
@@ -76,7 +77,10 @@ def check_hparams(headers: Sequence[GgufHeader]) -> None:
 
 
 def _check_presence(hparams: _Hparams) -> None:
-    for key in ("block_count", "context_length", "embedding_length", "attention.head_count"):
+    needed = ["block_count", "context_length", "embedding_length"]
+    if hparams.architecture not in WITHOUT_ATTENTION:
+        needed.append("attention.head_count")
+    for key in needed:
         if hparams.value(key) is None:
             raise hparams.error(key, "is needed", "missing")
     if hparams.architecture in NEEDS_GATING and hparams.value("expert_gating_func") is None:
@@ -105,7 +109,7 @@ def _check_heads(hparams: _Hparams) -> None:
     n_layers = hparams.integer("block_count", 1)
     heads = hparams.per_layer("attention.head_count", n_layers) or ()
     kv_heads = hparams.per_layer("attention.head_count_kv", n_layers) or heads
-    if not any(heads):
+    if not any(heads) and hparams.architecture not in WITHOUT_ATTENTION:
         raise hparams.error("attention.head_count", "should be above zero", 0)
     for n_heads, n_kv_heads in zip(heads, kv_heads, strict=True):
         if n_heads and n_kv_heads and n_heads % n_kv_heads:
@@ -185,14 +189,6 @@ def _check_sliding_window(hparams: _Hparams) -> None:
         )
 
 
-def _check_causal(hparams: _Hparams) -> None:
-    if hparams.value("attention.causal") is False:
-        raise UnsupportedModelError(
-            f"{hparams.path} is not autoregressive (attention.causal is false): it cannot "
-            "generate text token by token. Choose another model."
-        )
-
-
 def _check_blocks(hparams: _Hparams, headers: Sequence[GgufHeader]) -> None:
     """Refuse tensors of layers beyond the number that the metadata give."""
     n_layers = hparams.integer("block_count", 1)
@@ -215,5 +211,4 @@ _CHECKS: tuple[Callable[[_Hparams], None], ...] = (
     _check_rope_scaling,
     _check_expert_groups,
     _check_sliding_window,
-    _check_causal,
 )

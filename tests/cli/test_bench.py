@@ -131,3 +131,17 @@ def test_an_error_is_one_line_and_no_json(
     assert (done.returncode, done.stdout) == (1, "")
     assert "do not fit into a context of" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_dense_model_is_measured_without_rows_about_experts(
+    bench: Bench, zoo_model: ZooModel
+) -> None:
+    model = str(zoo_model("llama"))
+    answer = answer_of(bench(model, *SHORT, "--json"))
+    assert set(answer) == KEYS | {"extra"}
+    assert (answer["slots"], answer["extra"]["model"]["experts"]) == (0, 0)
+    assert answer["device_bytes_per_second"] is None
+    done = bench(model, *SHORT)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "expert" not in done.stdout
+    assert done.stdout.splitlines()[-1].startswith("A dense model")

@@ -60,7 +60,8 @@ def zoo_names() -> list[str]:
     import zoo
 
     assert zoo.MODELS
-    return list(zoo.MODELS)
+    assert zoo.DENSE
+    return [*zoo.MODELS, *zoo.DENSE]
 
 
 @pytest.mark.parametrize(

