@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from localmoe.cache.slots import SlotClass, share_slots, slots_nbytes
-from localmoe.errors import BudgetError
+from localmoe.errors import BudgetError, SettingsError
+from localmoe.planning.dense import dense_too_small
 from localmoe.planning.plan import MemoryPlan
 from localmoe.planning.sizes import format_nbytes
 from localmoe.weights.catalog import Catalog
@@ -71,6 +72,8 @@ def plan_memory(request: Request, budget_bytes: int) -> SlotPlan:
     plans = [slot_plan for slot_plan in found if slot_plan]
     if not plans:
         raise _too_small(request, budget_bytes)
+    if not request.catalog.layers:
+        return plans[0]
     return next(filter(_is_resident, plans), None) or next(
         slot_plan for slot_plan in plans if _leaves_room(slot_plan.plan, plans[-1].plan)
     )
@@ -79,8 +82,11 @@ def plan_memory(request: Request, budget_bytes: int) -> SlotPlan:
 def plan_fixed_slots(request: Request, budget_bytes: int, slots: int) -> SlotPlan:
     """Plan with a given number of slots, whatever the budget: for tests and experiments.
 
-    Raises BudgetError when that is too few for one layer of each size of experts.
+    Raises BudgetError when that is too few for one layer of each size of experts, SettingsError
+    for a dense model.
     """
+    if not request.classes:
+        raise SettingsError("slots hold experts, and this model is dense: leave --slots out")
     least = [max(layer.n_experts_used for layer in c.layers) for c in request.classes]
     counts = share_slots(request.classes, least, lambda counts: sum(counts) <= slots)
     if counts is None:
@@ -110,6 +116,8 @@ def _plan(request: Request, footprint: ChunkFootprint, budget_bytes: int) -> Slo
     resident = _assemble(request, footprint, budget_bytes, ())
     if resident.plan.total_bytes <= budget_bytes:
         return resident
+    if not request.classes:
+        return None
     fixed = resident.plan.total_bytes - resident.plan.slot_bytes
     fixed -= _work_bytes(request, footprint, ())
 
@@ -159,9 +167,11 @@ def _work_bytes(request: Request, footprint: ChunkFootprint, counts: Sequence[in
     llama.cpp keeps one such buffer, as large as the largest product of the graph needs.
     """
     layers = request.catalog.layers
+    width = max(_dimension(request, key) for key in _WIDTH_KEYS)
+    if not layers:
+        return footprint.chunk_tokens * width * 2
     n_matrices = max(counts or (layer.n_experts for layer in layers))
     rows = max(layer.n_experts_used for layer in layers) * footprint.chunk_tokens
-    width = max(_dimension(request, key) for key in _WIDTH_KEYS)
     return n_matrices * (rows * _ROW_MAPPING_NBYTES + 128) + rows * width * 2
 
 
@@ -172,12 +182,20 @@ def _dimension(request: Request, key: str) -> int:
     return value if isinstance(value, int) else 0
 
 
-def _too_small(request: Request, budget_bytes: int) -> BudgetError:
-    """Name the smallest budget that works, in whole MiB, and say what takes the room."""
+def smallest_budget_mib(request: Request) -> int:
+    """Return the smallest budget that works, in whole MiB."""
     limit_mib = 1024
     while not _works(request, limit_mib << 20):
         limit_mib *= 2
-    mib = bisect_left(range(limit_mib), True, key=lambda mib: _works(request, mib << 20))
+    return bisect_left(range(limit_mib), True, key=lambda mib: _works(request, mib << 20))
+
+
+def _too_small(request: Request, budget_bytes: int) -> BudgetError:
+    """Name the smallest budget that works, and say what takes the room."""
+    mib = smallest_budget_mib(request)
+    if not request.catalog.layers:
+        least_plan = _assemble(request, request.footprints[-1], mib << 20, ()).plan
+        return dense_too_small(least_plan, budget_bytes, mib)
     catalog, least = request.catalog, request.footprints[-1]
     demand = slots_nbytes(request.classes, [c.token_demand for c in request.classes])
     return BudgetError(

@@ -16,16 +16,24 @@ from localmoe.backends.llama.loader import LoadedModel, load_model
 from localmoe.backends.llama.source import ModelSource, open_source
 from localmoe.cache.expert_cache import ExpertCache
 from localmoe.cache.slots import SlotPool, counts_at_once, slots_nbytes
-from localmoe.errors import UnsupportedModelError
-from localmoe.planning.budget import Request, SlotPlan, plan_fixed_slots, plan_memory
+from localmoe.errors import BudgetError, UnsupportedModelError
+from localmoe.planning.budget import (
+    Request,
+    SlotPlan,
+    plan_fixed_slots,
+    plan_memory,
+    smallest_budget_mib,
+)
+from localmoe.planning.dense import smaller_context_tokens
 from localmoe.planning.machine import available_memory_bytes
 from localmoe.settings import Progress, Settings, available_threads
 
 
 def load(path: str | Path, settings: Settings, progress: Progress | None = None) -> LlamaEngine:
-    """Load a GGUF Mixture-of-Experts model within `settings.memory_bytes`.
+    """Load a GGUF model within `settings.memory_bytes`.
 
-    Raises ModelError, BudgetError, ExpertReadError, EngineError.
+    A dense model, which has no experts to stream, must fit as a whole. Raises SettingsError,
+    ModelError, BudgetError, ExpertReadError, EngineError.
     """
     began = time.perf_counter()
     L.llama_backend_init()
@@ -42,9 +50,24 @@ def load(path: str | Path, settings: Settings, progress: Progress | None = None)
 
 def _plan(source: ModelSource, settings: Settings) -> SlotPlan:
     """Split the budget, with llama.cpp's own figures for what it takes."""
+    request = _request(source, settings, settings.context_tokens)
+    budget = settings.memory_bytes or available_memory_bytes()
+    if settings.slots:
+        return plan_fixed_slots(request, budget, settings.slots)
+    try:
+        return plan_memory(request, budget)
+    except BudgetError as error:
+        shorter = smaller_context_tokens(request.footprints[-1].kv_bytes, request.context_tokens)
+        if source.catalog.layers or shorter is None:
+            raise
+        mib = smallest_budget_mib(_request(source, settings, shorter))
+        raise BudgetError(f"{error} With --context {shorter}, {mib}MiB would do.") from None
+
+
+def _request(source: ModelSource, settings: Settings, context_tokens: int) -> Request:
+    """Ask llama.cpp what it takes for this context, cut to what the model was trained for."""
     catalog = source.catalog
     trained = catalog.metadata.get(f"{catalog.architecture}.context_length")
-    context_tokens = settings.context_tokens
     if isinstance(trained, int):
         context_tokens = min(context_tokens, trained)
     longest = min(settings.prefill_chunk_tokens or CHUNK_CANDIDATES[0], context_tokens)
@@ -54,17 +77,13 @@ def _plan(source: ModelSource, settings: Settings) -> SlotPlan:
         chunks=[longest, *(c for c in CHUNK_CANDIDATES if c < longest)],
         experts_used=source.override,
     )
-    request = Request(
+    return Request(
         catalog=catalog,
         classes=source.slot_classes,
         footprints=findings.footprints,
         base_bytes=int(psutil.Process().memory_info().rss) + findings.model_bytes,
         context_tokens=context_tokens,
     )
-    budget = settings.memory_bytes or available_memory_bytes()
-    if settings.slots:
-        return plan_fixed_slots(request, budget, settings.slots)
-    return plan_memory(request, budget)
 
 
 class _Assembly:
