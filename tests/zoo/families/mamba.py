@@ -10,12 +10,12 @@ from zoo.shape import Shape
 
 _KERNEL = 4
 """Tokens under a convolution, the present one included."""
-_STATE, _GROUPS, _STEPS = 16, 2, 8
+_STATE, GROUPS, _STEPS = 16, 2, 8
 """Numbers kept per channel; groups that share what they read and write; heads of Mamba 2, or rank
 of the step size of Mamba 1."""
 
 
-def _keys(model: Draft, has_attention: list[bool]) -> None:
+def keys(model: Draft, has_attention: list[bool]) -> None:
     """Add the keys of attention and of Mamba; layers without heads for keys are recurrent."""
     shape = model.shape
     layers.grouped_query_keys(model)
@@ -28,10 +28,10 @@ def _keys(model: Draft, has_attention: list[bool]) -> None:
     )
 
 
-def _mamba2(model: Draft, prefix: str) -> None:
+def mamba2(model: Draft, prefix: str) -> None:
     """Add a Mamba 2 layer: one step size and one decay per head."""
     embedding, inner = model.shape.embedding, 2 * model.shape.embedding
-    mixed = inner + 2 * _GROUPS * _STATE
+    mixed = inner + 2 * GROUPS * _STATE
     model.matrix(prefix + "ssm_in", inner + mixed + _STEPS, embedding)
     model.noise(prefix + "ssm_conv1d.weight", mixed, _KERNEL, std=0.5)
     model.noise(prefix + "ssm_conv1d.bias", mixed, std=0.1)
@@ -39,7 +39,7 @@ def _mamba2(model: Draft, prefix: str) -> None:
     # Minus one, roughly: half of the state is gone after one token.
     model.noise(prefix + "ssm_a", _STEPS, 1, std=0.1, mean=-1.0)
     model.noise(prefix + "ssm_d", _STEPS, 1, std=0.3, mean=1.0)
-    model.noise(prefix + "ssm_norm.weight", _GROUPS, inner // _GROUPS, std=0.1, mean=1.0)
+    model.noise(prefix + "ssm_norm.weight", GROUPS, inner // GROUPS, std=0.1, mean=1.0)
     model.matrix(prefix + "ssm_out", embedding, inner, gain=0.7)
 
 
@@ -64,18 +64,18 @@ def granitehybrid(model: Draft) -> None:
     shape = model.shape
     has_attention = [i % 2 == 1 for i in range(shape.layers)]
     layers.common(model, embedding_std=1 / 12)
-    _keys(model, has_attention)
+    keys(model, has_attention)
     scales(model)
     width = shape.shared_experts * shape.expert_feed_forward
     layers.expert_keys(model, expert_shared_feed_forward_length=width)
-    model.key(ssm__group_count=_GROUPS, rope__scaling__finetuned=False)
+    model.key(ssm__group_count=GROUPS, rope__scaling__finetuned=False)
     for i in range(shape.layers):
         prefix = f"blk.{i}."
         model.norm(prefix + "attn_norm", shape.embedding)
         if has_attention[i]:
             layers.grouped_query(model, prefix)
         else:
-            _mamba2(model, prefix)
+            mamba2(model, prefix)
         model.norm(prefix + "ffn_norm", shape.embedding)
         layers.router(model, prefix)
         layers.shared_expert(model, prefix)
@@ -87,7 +87,7 @@ def jamba(model: Draft) -> None:
     shape = model.shape
     has_attention = [i % 3 == 1 for i in range(shape.layers)]
     layers.common(model)
-    _keys(model, has_attention)
+    keys(model, has_attention)
     layers.expert_keys(model)
     for i in range(shape.layers):
         prefix = f"blk.{i}."
