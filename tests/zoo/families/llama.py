@@ -35,8 +35,9 @@ def maverick(model: Draft) -> None:
 
 
 def scout(model: Draft) -> None:
-    """Experts in every layer."""
+    """Experts in every layer; a factor for each frequency of the rotation."""
     llama4(model, 1)
+    model.noise("rope_freqs.weight", model.shape.head_size // 2, std=0.2, mean=1.5)
 
 
 def llama(model: Draft) -> None:
@@ -133,7 +134,7 @@ MODELS = {
         scout,
         Shape(layers=4, experts_used=1, shared_experts=1),
         stands_for="Llama 4 Scout",
-        covers="the same with experts in every layer and q/k norms without weights",
+        covers="experts in every layer, q/k norms without weights, factors of the rotation",
     ),
     "mixtral": ZooModel(
         "llama",
