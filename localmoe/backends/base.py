@@ -32,6 +32,10 @@ class Stats:
     """Time in which the engine waited for expert bytes; part of `decode_seconds`."""
     decode_seconds: float = 0.0
     """Wall time inside `decode`."""
+    split_layers: int = 0
+    """Times that one step asked a layer for more experts than fit: it was computed in passes."""
+    split_seconds: float = 0.0
+    """Time spent on moving rows for those passes: what the splitting itself costs."""
 
     def __sub__(self, other: Stats) -> Stats:
         return Stats(*(getattr(self, f.name) - getattr(other, f.name) for f in fields(self)))

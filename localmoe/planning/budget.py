@@ -94,9 +94,7 @@ def plan_fixed_slots(request: Request, budget_bytes: int, slots: int) -> SlotPla
             f"{slots} slots are fewer than the experts that one layer routes a token to; "
             f"use at least {sum(least)}."
         )
-    widest = _widest_chunk(request, counts)
-    fitting = (f for f in request.footprints if f.chunk_tokens <= widest)
-    return _assemble(request, next(fitting), budget_bytes, counts)
+    return _assemble(request, request.footprints[0], budget_bytes, counts)
 
 
 def _is_resident(slot_plan: SlotPlan) -> bool:
@@ -126,7 +124,7 @@ def _plan(request: Request, footprint: ChunkFootprint, budget_bytes: int) -> Slo
         return fixed + slots_nbytes(request.classes, counts) + work <= budget_bytes
 
     counts = share_slots(request.classes, [c.token_demand for c in request.classes], fits)
-    if counts is None or _widest_chunk(request, counts) < footprint.chunk_tokens:
+    if counts is None:
         return None
     return _assemble(request, footprint, budget_bytes, counts)
 
@@ -151,16 +149,6 @@ def _assemble(
     return SlotPlan(plan, tuple(counts))
 
 
-def _widest_chunk(request: Request, counts: Sequence[int]) -> int:
-    """Return the most tokens of which no layer can ask for more experts than it has slots."""
-    widest = 1 << 30
-    for count, slot_class in zip(counts, request.classes, strict=True):
-        for layer in slot_class.layers:
-            if count < layer.n_experts:
-                widest = min(widest, count // layer.n_experts_used)
-    return widest
-
-
 def _work_bytes(request: Request, footprint: ChunkFootprint, counts: Sequence[int]) -> int:
     """Bound the scratch memory of a product with experts: rows by slot, and its quantized input.
 
@@ -172,7 +160,35 @@ def _work_bytes(request: Request, footprint: ChunkFootprint, counts: Sequence[in
         return footprint.chunk_tokens * width * 2
     n_matrices = max(counts or (layer.n_experts for layer in layers))
     rows = max(layer.n_experts_used for layer in layers) * footprint.chunk_tokens
+    whole = _product_bytes(n_matrices, rows, width)
+    return whole + _passes_bytes(request, footprint, counts)
+
+
+def _product_bytes(n_matrices: int, rows: int, width: int) -> int:
     return n_matrices * (rows * _ROW_MAPPING_NBYTES + 128) + rows * width * 2
+
+
+def _passes_bytes(request: Request, footprint: ChunkFootprint, counts: Sequence[int]) -> int:
+    """Bound what passes take where a step can ask for more experts than there may be slots.
+
+    A pass has at most as many rows as the step has tokens, and buffers for them of its own.
+    """
+    tokens = footprint.chunk_tokens
+    # Not by the slots that there are: less memory for passes with more slots would let a plan fit
+    # again that did not fit with fewer.
+    tight = [
+        layer.n_experts
+        for slot_class in (request.classes if counts else ())
+        for layer in slot_class.layers
+        if slot_class.token_demand < min(layer.n_experts, layer.n_experts_used * tokens)
+    ]
+    if not tight:
+        return 0
+    embedding = _dimension(request, "embedding_length")
+    expert = _dimension(request, "expert_feed_forward_length")
+    expert = expert or _dimension(request, "feed_forward_length")
+    moved = tokens * (embedding + 2 * expert) * 4  # gate and up may be one product
+    return _product_bytes(max(tight), tokens, max(embedding, expert)) + moved
 
 
 def _dimension(request: Request, key: str) -> int:

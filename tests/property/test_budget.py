@@ -88,9 +88,6 @@ def test_no_plan_exceeds_its_budget(request: Request, fraction: float) -> None:
         assert plan.slots == sum(slot_plan.counts)
     for count, slot_class in zip(slot_plan.counts, request.classes, strict=bool(slot_plan.counts)):
         assert slot_class.token_demand <= count <= slot_class.n_experts
-        for layer in slot_class.layers:
-            asked = min(layer.n_experts, layer.n_experts_used * plan.prefill_chunk_tokens)
-            assert asked <= count
 
 
 @QUICK
@@ -138,9 +135,7 @@ def test_fixed_slots_are_never_exceeded(request: Request, slots: int) -> None:
         slot_plan = plan_fixed_slots(request, 1, slots)
     assert sum(slot_plan.counts) == min(slots, request.catalog.n_experts_total)
     for count, slot_class in zip(slot_plan.counts, request.classes, strict=True):
-        for layer in slot_class.layers:
-            asked = layer.n_experts_used * slot_plan.plan.prefill_chunk_tokens
-            assert min(layer.n_experts, asked) <= count
+        assert count >= max(layer.n_experts_used for layer in slot_class.layers)
 
 
 # --- division over size classes -------------------------------------------------------------------

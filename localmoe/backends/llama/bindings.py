@@ -48,7 +48,7 @@ L = _import_llama_cpp()
 _LIB_FOLDER = Path(L.__file__).parent / "lib"
 
 
-def _shared_library(stem: str) -> C.CDLL:
+def shared_library(stem: str) -> C.CDLL:
     for name in (f"lib{stem}.so", f"lib{stem}.dylib", f"{stem}.dll"):
         path = _LIB_FOLDER / name
         if path.exists():
@@ -56,7 +56,7 @@ def _shared_library(stem: str) -> C.CDLL:
     raise EngineError(f"llama-cpp-python has no {stem} library in {_LIB_FOLDER}; reinstall it")
 
 
-_base, _ggml = _shared_library("ggml-base"), _shared_library("ggml")
+_base, _ggml = shared_library("ggml-base"), shared_library("ggml")
 
 
 class Tensor(C.Structure):
@@ -130,53 +130,51 @@ class BufferOverride(C.Structure):
     _fields_ = [("pattern", C.c_char_p), ("buft", C.c_void_p)]
 
 
-def _declare(library: C.CDLL, name: str, result: Any, *arguments: Any) -> Any:
+def declare(library: C.CDLL, name: str, result: Any, *arguments: Any) -> Any:
     function = getattr(library, name)
     function.restype, function.argtypes = result, list(arguments)
     return function
 
 
-buffer_from_pointer = _declare(
+buffer_from_pointer = declare(
     _base, "ggml_backend_cpu_buffer_from_ptr", C.c_void_p, C.c_void_p, C.c_size_t
 )
-buffer_free = _declare(_base, "ggml_backend_buffer_free", None, C.c_void_p)
-buffer_type_of = _declare(_base, "ggml_backend_buffer_get_type", C.c_void_p, C.c_void_p)
-_buffer_base = _declare(_base, "ggml_backend_buffer_get_base", C.c_void_p, C.c_void_p)
-_buffer_size = _declare(_base, "ggml_backend_buffer_get_size", C.c_size_t, C.c_void_p)
-_buft_name = _declare(_base, "ggml_backend_buft_name", C.c_char_p, C.c_void_p)
-_buft_alignment = _declare(_base, "ggml_backend_buft_get_alignment", C.c_size_t, C.c_void_p)
-_buft_alloc_size = _declare(
+buffer_free = declare(_base, "ggml_backend_buffer_free", None, C.c_void_p)
+buffer_type_of = declare(_base, "ggml_backend_buffer_get_type", C.c_void_p, C.c_void_p)
+_buffer_base = declare(_base, "ggml_backend_buffer_get_base", C.c_void_p, C.c_void_p)
+_buffer_size = declare(_base, "ggml_backend_buffer_get_size", C.c_size_t, C.c_void_p)
+_buft_name = declare(_base, "ggml_backend_buft_name", C.c_char_p, C.c_void_p)
+_buft_alignment = declare(_base, "ggml_backend_buft_get_alignment", C.c_size_t, C.c_void_p)
+_buft_alloc_size = declare(
     _base, "ggml_backend_buft_get_alloc_size", C.c_size_t, C.c_void_p, C.c_void_p
 )
-_buft_is_host = _declare(_base, "ggml_backend_buft_is_host", C.c_bool, C.c_void_p)
-_buft_device = _declare(_base, "ggml_backend_buft_get_device", C.c_void_p, C.c_void_p)
-_tensor_set = _declare(
+_buft_is_host = declare(_base, "ggml_backend_buft_is_host", C.c_bool, C.c_void_p)
+_buft_device = declare(_base, "ggml_backend_buft_get_device", C.c_void_p, C.c_void_p)
+_tensor_set = declare(
     _base, "ggml_backend_tensor_set", None, C.c_void_p, C.c_void_p, C.c_size_t, C.c_size_t
 )
-_op_name = _declare(_base, "ggml_op_name", C.c_char_p, C.c_int)
-_get_name = _declare(_base, "ggml_get_name", C.c_char_p, C.c_void_p)
-_set_name = _declare(_base, "ggml_set_name", C.c_void_p, C.c_void_p, C.c_char_p)
-_nbytes = _declare(_base, "ggml_nbytes", C.c_size_t, C.c_void_p)
-_get_data = _declare(_base, "ggml_get_data", C.c_void_p, C.c_void_p)
-_tensor_overhead = _declare(_base, "ggml_tensor_overhead", C.c_size_t)
-_new_tensor = _declare(
+_op_name = declare(_base, "ggml_op_name", C.c_char_p, C.c_int)
+_get_name = declare(_base, "ggml_get_name", C.c_char_p, C.c_void_p)
+_set_name = declare(_base, "ggml_set_name", C.c_void_p, C.c_void_p, C.c_char_p)
+_nbytes = declare(_base, "ggml_nbytes", C.c_size_t, C.c_void_p)
+_get_data = declare(_base, "ggml_get_data", C.c_void_p, C.c_void_p)
+_tensor_overhead = declare(_base, "ggml_tensor_overhead", C.c_size_t)
+_new_tensor = declare(
     _base, "ggml_new_tensor", C.c_void_p, C.c_void_p, C.c_int, C.c_int, C.POINTER(C.c_int64)
 )
-_mul_mat_id = _declare(
+_mul_mat_id = declare(
     _base, "ggml_mul_mat_id", C.c_void_p, C.c_void_p, C.c_void_p, C.c_void_p, C.c_void_p
 )
-_view_1d = _declare(
-    _base, "ggml_view_1d", C.c_void_p, C.c_void_p, C.c_void_p, C.c_int64, C.c_size_t
-)
-_ggml_free = _declare(_base, "ggml_free", None, C.c_void_p)
-_device_by_type = _declare(_ggml, "ggml_backend_dev_by_type", C.c_void_p, C.c_int)
+_view_1d = declare(_base, "ggml_view_1d", C.c_void_p, C.c_void_p, C.c_void_p, C.c_int64, C.c_size_t)
+ggml_free = declare(_base, "ggml_free", None, C.c_void_p)
+_device_by_type = declare(_ggml, "ggml_backend_dev_by_type", C.c_void_p, C.c_int)
 
 
-class _InitParams(C.Structure):
+class InitParams(C.Structure):
     _fields_ = [("mem_size", C.c_size_t), ("mem_buffer", C.c_void_p), ("no_alloc", C.c_bool)]
 
 
-_ggml_init = _declare(_base, "ggml_init", C.c_void_p, _InitParams)
+ggml_init = declare(_base, "ggml_init", C.c_void_p, InitParams)
 
 
 def cpu_device() -> int:
@@ -206,7 +204,7 @@ class _Proof:
 
 def _prove_tensor(proof: _Proof) -> None:
     """Build a tiny graph and compare every field that is read or written later."""
-    context = _ggml_init(_InitParams(1 << 20, None, True))
+    context = ggml_init(InitParams(1 << 20, None, True))
     f32, i32 = 0, 26
     weights = _new_tensor(context, f32, 3, (C.c_int64 * 3)(32, 5, 7))
     tokens = _new_tensor(context, f32, 3, (C.c_int64 * 3)(32, 1, 3))
@@ -228,7 +226,7 @@ def _prove_tensor(proof: _Proof) -> None:
     object_nbytes = _tensor_overhead() - C.sizeof(Tensor)
     proof.equal("sizeof(ggml_tensor)", 0 < object_nbytes <= 64, True)
     proof.equal("distance of tensors", (tokens - weights) % 8, 0)
-    _ggml_free(context)
+    ggml_free(context)
 
 
 def _prove_buffers(proof: _Proof) -> None:
@@ -295,4 +293,4 @@ def _prove() -> None:
 
 _prove()
 OP_MUL_MAT_ID, OP_ADD_ID = op_number("MUL_MAT_ID"), op_number("ADD_ID")
-OP_GET_ROWS = op_number("GET_ROWS")
+OP_GET_ROWS, OP_NONE = op_number("GET_ROWS"), op_number("NONE")

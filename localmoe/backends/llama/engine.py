@@ -44,6 +44,7 @@ class Streaming:
 
     def close(self) -> None:
         """End the reads, then free the slots."""
+        self.hook.close()
         self.cache.close()
         self.pool.close()
 
@@ -209,6 +210,8 @@ class LlamaEngine:
             read_bytes=cache.read_bytes,
             stall_seconds=stream.hook.stall_seconds if stream else 0.0,
             decode_seconds=self._seconds,
+            split_layers=stream.hook.split_layers if stream else 0,
+            split_seconds=stream.hook.split_seconds if stream else 0.0,
         )
 
     def close(self) -> None:

@@ -3,13 +3,16 @@
 When a layer's routing weights are known, its expert numbers are replaced by slot numbers and the
 missing experts' reads start. Before a matrix product with experts is computed, the bytes of just
 that matrix are waited for, so that products overlap with the reads of the matrices after them.
+
+A step that routes to more experts of a layer than there are slots is no error: llama.cpp is told to
+leave out that layer's products, and they are computed here, in passes.
 """
 
 from __future__ import annotations
 
 import ctypes as C
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from localmoe.backends.llama.bindings import (
@@ -17,6 +20,7 @@ from localmoe.backends.llama.bindings import (
     OP_ADD_ID,
     OP_GET_ROWS,
     OP_MUL_MAT_ID,
+    OP_NONE,
     OP_OFFSET,
     POINTER_NBYTES,
     SRC_OFFSET,
@@ -24,8 +28,10 @@ from localmoe.backends.llama.bindings import (
     Tensor,
     op_number,
 )
+from localmoe.backends.llama.passes import Passes
 from localmoe.cache.expert_cache import ExpertCache
 from localmoe.cache.lease import Lease
+from localmoe.cache.sweep import Sweep
 from localmoe.errors import InterruptedDecodeError, ModelFormatError, UnsupportedModelError
 from localmoe.weights.catalog import MoeLayer
 
@@ -38,6 +44,14 @@ class PartOf(NamedTuple):
     """Which part of which layer's experts a weight tensor holds."""
 
     layer: int
+    part: int
+
+
+class _LeftOut(NamedTuple):
+    """A graph node that llama.cpp must not compute: its operation is put back afterwards."""
+
+    node: int
+    op: int
     part: int
 
 
@@ -88,25 +102,38 @@ class Hook:
         cache: ExpertCache,
         layers: Mapping[int, MoeLayer],
         parts: Mapping[int, PartOf],
+        passes: Passes,
         scaled_layers: frozenset[int] = frozenset(),
     ) -> None:
         """`parts` maps the address of a weight tensor to what it holds."""
         self._cache, self._layers, self._parts = cache, layers, parts
-        self._scaled = scaled_layers
+        self._passes, self._scaled = passes, scaled_layers
         self._lease: Lease | None = None
+        self._sweep: Sweep | None = None
+        self._left_out: _LeftOut | None = None
         self._ids: Ids | None = None
         self._waited: set[int] = set()
         self.error: BaseException | None = None
         self.interrupted = False
         """Set by another thread or a signal handler: the next layer ends the decode."""
         self.stall_seconds = 0.0
+        self.split_layers = 0
+        """How many layer steps were computed in passes."""
         self.callback = L.ggml_backend_sched_eval_callback(self._call)
+
+    @property
+    def split_seconds(self) -> float:
+        """Time spent on moving rows for passes."""
+        return self._passes.seconds
+
+    def close(self) -> None:
+        """Free what the passes are computed with."""
+        self._passes.close()
 
     def finish(self) -> None:
         """Let go of the last layer's experts; raise what went wrong since the last call."""
-        lease, self._lease, self._ids = self._lease, None, None
-        if lease:
-            lease.close()
+        self._put_back()
+        self._let_go()
         error, self.error = self.error, None
         if error:
             raise error
@@ -134,6 +161,11 @@ class Hook:
         return False
 
     def _computed(self, node: int) -> bool:
+        left_out = self._put_back()
+        if left_out and self._sweep and self._ids:
+            groups = self._sweep.passes(left_out.part)
+            self._passes.run(node, self._ids.experts, self._waits(groups))
+            return True
         op = C.c_int.from_address(node + OP_OFFSET).value
         if op == OP_GET_ROWS:
             if self._is_routing(node):
@@ -155,27 +187,30 @@ class Hook:
 
     def _route(self, node: int) -> None:
         """The weights are gathered already, so the ids may now become slot numbers."""
-        if self.interrupted:
-            raise InterruptedDecodeError("the decode was interrupted")
+        self._check_interrupt()
         ids_tensor = C.c_void_p.from_address(node + _SRC1).value or 0
         if C.c_int.from_address(ids_tensor + OP_OFFSET).value == _OP_CPY:
             return  # the groups that the experts are in: they choose resident matrices (GroveMoE)
-        if self._lease:
-            self._lease.close()
-            self._lease = None
+        self._let_go()
         layer = int(C.string_at(node + NAME_OFFSET + len(_ROUTED)))
         if layer not in self._layers:
             return
-        ids = Ids(ids_tensor, self._layers[layer].n_experts)
+        self._ids = ids = Ids(ids_tensor, self._layers[layer].n_experts)
+        if not self._cache.fits(layer, ids.experts):
+            self._sweep = self._cache.sweep(layer, ids.experts)
+            self.split_layers += 1
+            return
         self._lease = self._cache.acquire(layer, ids.experts)
         self._waited = set() if self._lease.pending else set(range(len(self._layers[layer].parts)))
         ids.assign(self._lease.slots)
-        self._ids = ids
 
     def _before_product(self, node: int, source: int) -> bool:
         what = self._parts.get(C.c_void_p.from_address(node + source).value or 0)
         if what is None:
             return False
+        if self._sweep and self._sweep.layer == what.layer:
+            self._leave_out(node, what.part)
+            return True
         lease = self._lease
         if lease is None or lease.layer != what.layer:
             raise UnsupportedModelError(
@@ -190,6 +225,42 @@ class Hook:
             self._wait(lease, what.part)
         # Stop after this product only if a later one has to wait while this one computes.
         return scaled or len(self._waited) < len(self._layers[what.layer].parts)
+
+    def _leave_out(self, node: int, part: int) -> None:
+        op = C.c_int.from_address(node + OP_OFFSET)
+        self._left_out = _LeftOut(node, op.value, part)
+        op.value = OP_NONE
+
+    def _put_back(self) -> _LeftOut | None:
+        """Give the node that was left out its operation back; return it."""
+        left_out, self._left_out = self._left_out, None
+        if left_out:
+            C.c_int.from_address(left_out.node + OP_OFFSET).value = left_out.op
+        return left_out
+
+    def _let_go(self) -> None:
+        """Close what the layer before holds."""
+        lease, sweep = self._lease, self._sweep
+        self._lease = self._sweep = self._ids = None
+        if lease:
+            lease.close()
+        if sweep:
+            sweep.close()
+
+    def _check_interrupt(self) -> None:
+        if self.interrupted:
+            raise InterruptedDecodeError("the decode was interrupted")
+
+    def _waits(self, groups: Iterator[Mapping[int, int]]) -> Iterator[Mapping[int, int]]:
+        """Pass on what becomes ready, and count the time until it does."""
+        while True:
+            self._check_interrupt()
+            start = time.perf_counter()
+            slots = next(groups, None)
+            self.stall_seconds += time.perf_counter() - start
+            if slots is None:
+                return
+            yield slots
 
     def _wait(self, lease: Lease, part: int) -> None:
         if not lease.ready(part):

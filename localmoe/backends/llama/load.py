@@ -13,6 +13,7 @@ from localmoe.backends.llama.dry_run import CHUNK_CANDIDATES, dry_run
 from localmoe.backends.llama.engine import LlamaEngine, Streaming
 from localmoe.backends.llama.hook import Hook, PartOf
 from localmoe.backends.llama.loader import LoadedModel, load_model
+from localmoe.backends.llama.passes import Passes
 from localmoe.backends.llama.source import ModelSource, open_source
 from localmoe.cache.expert_cache import ExpertCache
 from localmoe.cache.slots import SlotPool, counts_at_once, slots_nbytes
@@ -154,7 +155,8 @@ class _Assembly:
             pool.close()
             raise
         layers = {layer.layer: layer for layer in catalog.layers}
-        return Streaming(pool, cache, Hook(cache, layers, parts, self._scaled_layers()))
+        passes = Passes(self._settings.threads or available_threads())
+        return Streaming(pool, cache, Hook(cache, layers, parts, passes, self._scaled_layers()))
 
     def _bind(self, model: LoadedModel, pool: SlotPool, cache: ExpertCache) -> dict[int, PartOf]:
         """Let slot numbers take the place of expert numbers in every expert tensor."""
