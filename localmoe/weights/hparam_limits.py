@@ -55,6 +55,16 @@ RANGES: dict[str, tuple[float, float]] = {
 }
 """Least and most of a key, for each element if it is an array."""
 
+ARCHITECTURE_RANGES: dict[str, dict[str, tuple[float, float]]] = {
+    # The loader takes experts in every layer, but the graph would leave most of them out.
+    "ernie4_5-moe": {"interleave_moe_layer_step": (1, 1)},
+    # Without windows the graph asserts, when it computes, that it has a length to divide by.
+    "llama4": {"attention.sliding_window": (1, MAX_CONTEXT_TOKENS)},
+    # The loader takes experts, the graph leaves them out.
+    "refact": {"expert_count": (0, 0)},
+}
+"""The same, narrower, for what one architecture of llama.cpp aborts on or computes wrongly."""
+
 ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")
 
 _WHOLE_ROTATION = """

@@ -15,6 +15,7 @@ from localmoe.weights.gguf import architecture_of
 from localmoe.weights.gguf_header import GgufHeader
 from localmoe.weights.gguf_values import Value
 from localmoe.weights.hparam_limits import (
+    ARCHITECTURE_RANGES,
     EQUAL_HEADS,
     LATENT,
     NEEDS_GATING,
@@ -88,7 +89,8 @@ def _check_presence(hparams: _Hparams) -> None:
 
 
 def _check_ranges(hparams: _Hparams) -> None:
-    for key, (least, most) in RANGES.items():
+    ranges = RANGES | ARCHITECTURE_RANGES.get(hparams.architecture, {})
+    for key, (least, most) in ranges.items():
         value = hparams.value(key)
         for element in value if isinstance(value, tuple) else (value,):
             if element is None:

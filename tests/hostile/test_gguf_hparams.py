@@ -130,6 +130,25 @@ def test_an_architecture_that_cannot_do_without_its_gating(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
+    ("architecture", "key", "value"),
+    [
+        ("ernie4_5-moe", "interleave_moe_layer_step", 2),
+        ("llama4", "attention.sliding_window", 0),
+        ("refact", "expert_count", EXPERTS),
+    ],
+)
+def test_values_that_one_architecture_cannot_have(
+    tmp_path: Path, architecture: str, key: str, value: int
+) -> None:
+    refuse(
+        tiny(architecture).with_key(f"{architecture}.{key}", "u32", value),
+        tmp_path,
+        f"{architecture}.{key}",
+    )
+    check(tiny().with_key(f"{A}.{key}", "u32", value), tmp_path)
+
+
+@pytest.mark.parametrize(
     ("key", "kind", "value"),
     [
         ("attention.head_count_kv", "[u32]", [0, 2, 4]),
