@@ -5,6 +5,9 @@
     G3  what the cache holds from before changes nothing
     G4  wrong bytes in a slot do change the logits: the gates above can fail
 
+llama.cpp computes an expert's product in another way when it has 8 rows or more, for many types:
+the prefill chunks are long and short enough for both ways in every layout.
+
 Sizes of the cache, in experts: "evicting" holds one layer's choice, so that every layer evicts the
 one before; "fitting" holds what one token routes to; "roomy" holds all.
 """
@@ -30,6 +33,7 @@ from localmoe.weights.catalog import Catalog, ExpertKey
 from localmoe.weights.gguf import build_catalog
 from localmoe.weights.shards import read_shards
 from zoo.plain import Batch, plain_logits
+from zoo.routing import rows_per_expert
 
 ZooModel = Callable[[str], Path]
 FloatArray = npt.NDArray[np.float32]
@@ -37,8 +41,8 @@ FloatArray = npt.NDArray[np.float32]
 CONTEXT = 128
 PREFILL = (1, 7, 32)
 """Lengths of the prefill chunks, one after the other."""
-DECODE = 16
-"""Tokens decoded one by one after that."""
+DECODE: dict[Logits, int] = {"all": 16, "last": 4}
+"""Tokens decoded one by one after that. Both modes do the same there: one shows it."""
 MODES: tuple[Logits, ...] = ("all", "last")
 """Where few logits are wanted, the last layer routes those tokens alone, or none at all."""
 CACHE_SIZES = ("evicting", "fitting", "roomy")
@@ -46,7 +50,7 @@ CACHE_SIZES = ("evicting", "fitting", "roomy")
 
 def token_stream(seed: int = 0) -> list[int]:
     """Return byte tokens: they have no meaning, and neither has the model."""
-    count = sum(PREFILL) + DECODE
+    count = sum(PREFILL) + max(DECODE.values())
     return [int(t) for t in np.random.default_rng(seed).integers(0, 256, count)]
 
 
@@ -56,7 +60,7 @@ def steps(tokens: list[int], logits: Logits) -> Iterator[tuple[list[int], Logits
     The chunks before that ask for no logits, as a long prompt does, unless all are wanted.
     """
     start = 0
-    for length in (*PREFILL, *[1] * DECODE):
+    for length in (*PREFILL, *[1] * DECODE[logits]):
         early = start + length < sum(PREFILL)
         yield tokens[start : start + length], "none" if early and logits != "all" else logits
         start += length
@@ -185,6 +189,18 @@ def test_g4_wrong_bytes_in_a_slot_change_the_logits(name: str, zoo_model: ZooMod
                 assert_same_bits(wrong, right)
         assert_same_bits(run(engine, tokens), right)
         assert engine.stats().misses == misses, "the wrong bytes were read again"
+
+
+@pytest.mark.parametrize("name", zoo.LAYOUTS)
+def test_prefill_gives_experts_fewer_than_eight_rows_and_more(
+    name: str, zoo_model: ZooModel
+) -> None:
+    prefill = [chunk for chunk, _ in steps(token_stream(), "all")][: len(PREFILL)]
+    by_batch = rows_per_expert(zoo_model(name), prefill, context=CONTEXT)
+    for tensor in by_batch[0]:
+        rows = {count for batch in by_batch for count in batch[tensor].values()}
+        assert min(rows) < 8 <= max(rows), f"{tensor}: {sorted(rows)}"
+        assert sum(count in range(2, 8) for count in rows) > 1
 
 
 def flip_bits_of_an_expert_in_use(engine: LlamaEngine, part: int) -> None:
