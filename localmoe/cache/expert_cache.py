@@ -46,6 +46,7 @@ class ExpertCache:
         self._reader = Reader(files, pool.memory, workers)
         self._slot_of: dict[ExpertKey, int] = {}
         self._free = [list(range(count))[::-1] for count in pool.ready]
+        self._lent = [0] * len(pool.classes)
         self._policies = [policy() for _ in pool.classes]
         self._loading: dict[ExpertKey, Load] = {}
         self._speculative: set[ExpertKey] = set()
@@ -122,8 +123,11 @@ class ExpertCache:
 
         Experts that are there already stay, so far as that leaves a few slots for the others. What
         is not held is lent to the sweep until it is closed. A request counts as in `acquire`.
+        Raises BudgetError while anybody else holds experts of this size.
         """
         class_index = self._pool.class_index(layer)
+        if self._lent[class_index] or any(self._in(key, class_index) for key in self._pins):
+            raise BudgetError(f"experts of layer {layer}'s size are in use: no sweep can begin")
         wanted = list(dict.fromkeys(ids))
         held = [e for e in wanted if self._usable(self._keys[layer][e])]
         count = self._pool.counts[class_index]
@@ -132,6 +136,7 @@ class ExpertCache:
         missing = [e for e in wanted if e not in lease.slots]
         self._misses += len(missing)
         slots = [self._take_slot(class_index) for _ in range(lent)]
+        self._lent[class_index] = lent
         read = partial(self._read_part, self._layers[layer])
         return Sweep(self._layers[layer], lease, missing, slots, read, self._end_sweep)
 
@@ -207,13 +212,16 @@ class ExpertCache:
     def _check_room(self, keys: list[ExpertKey], n_missing: int, class_index: int) -> None:
         """Raise BudgetError unless the missing keys fit beside all that is held."""
         held = {key for key in (*self._pins, *keys) if key in self._slot_of}
-        n_held = sum(self._pool.class_index(key.layer) == class_index for key in held)
-        count = self._pool.counts[class_index]
+        n_held = sum(self._in(key, class_index) for key in held)
+        count = self._pool.counts[class_index] - self._lent[class_index]
         if n_held + n_missing > count:
             raise BudgetError(
                 f"layer {keys[0].layer} asks for {len(keys)} experts in one step, and of {count} "
                 f"slots {n_held + n_missing - len(keys)} are in use by others: sweep instead"
             )
+
+    def _in(self, key: ExpertKey, class_index: int) -> bool:
+        return self._pool.class_index(key.layer) == class_index
 
     def _begin(self, key: ExpertKey, class_index: int) -> Load:
         """Give a key a slot, evicting if need be, and make its load."""
@@ -244,6 +252,7 @@ class ExpertCache:
             self._policies[class_index].insert(key)
             self._last_use[key] = self._clock
         self._free[class_index].extend(set(sweep.slots) - set(whole.values()))
+        self._lent[class_index] = 0
 
     def _evict(self, key: ExpertKey) -> None:
         """Free a slot; a read into it must have ended."""

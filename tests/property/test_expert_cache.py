@@ -32,6 +32,7 @@ from hypothesis.stateful import (
 from localmoe.cache.expert_cache import ExpertCache
 from localmoe.cache.lease import Lease
 from localmoe.cache.slots import SlotPool, slot_classes
+from localmoe.cache.sweep import Sweep
 from localmoe.errors import BudgetError, ExpertReadError
 from localmoe.weights.catalog import ExpertKey
 from storage import Disk, ExpertFiles, LayerShape
@@ -39,6 +40,7 @@ from storage import Disk, ExpertFiles, LayerShape
 PART_NBYTES = st.sampled_from([1, 511, 512, 4096, 5000])
 MOST_EXPERTS = 6
 IDS = st.lists(st.integers(0, MOST_EXPERTS - 1), max_size=5)
+SWEPT_IDS = st.lists(st.integers(0, MOST_EXPERTS - 1), min_size=2, max_size=MOST_EXPERTS)
 LAYERS = st.integers(0, 3)
 
 
@@ -85,7 +87,7 @@ class Rig:
             (expert, part)
             for expert, slot in lease.slots.items()
             for part, wanted in enumerate(self.experts.expert(lease.layer, expert))
-            if self._at(lease.layer, slot, part, len(wanted)) != wanted
+            if self.at(lease.layer, slot, part, len(wanted)) != wanted
         ]
 
     def wait(self, lease: Lease) -> None:
@@ -101,7 +103,7 @@ class Rig:
         self.disk.close()
         shutil.rmtree(self.directory)
 
-    def _at(self, layer: int, slot: int, part: int, nbytes: int) -> bytes:
+    def at(self, layer: int, slot: int, part: int, nbytes: int) -> bytes:
         start = self.pool.start(self.pool.class_index(layer), slot)
         start += self.cache.data_start(layer, part)
         return bytes(self.pool.memory.view[start : start + nbytes])
@@ -176,6 +178,41 @@ class CacheMachine(RuleBasedStateMachine):
         lease.close()
         del self.open[lease]
         self.checked.discard(lease)
+
+    @rule(layer=LAYERS, ids=SWEPT_IDS, n_parts=st.integers(0, 3), lazy=st.booleans())
+    def sweep(self, layer: int, ids: list[int], n_parts: int, lazy: bool) -> None:
+        """Every expert passes by once per part, with its bytes; some sweeps end early."""
+        layer, ids = self.rig.choose(layer, ids)
+        of_class = self.rig.pool.class_index(layer)
+        pinned = {k for slots in self.open.values() for k in slots}
+        if any(self.rig.class_of(key) == of_class for key in pinned):
+            with pytest.raises(BudgetError, match="in use"):
+                self.cache.sweep(layer, ids)
+            return
+        if self.cache.fits(layer, ids):
+            return
+        self.requests += len(set(ids))
+        self.recent.append({ExpertKey(layer, expert) for expert in ids})
+        all_parts = range(len(self.rig.experts.layers[layer].parts))
+        try:
+            with self.cache.sweep(layer, ids) as sweep:
+                for part in all_parts[:n_parts]:
+                    self.sweep_part(sweep, part, ids, lazy)
+        except ExpertReadError:
+            assert self.was_broken
+
+    def sweep_part(self, sweep: Sweep, part: int, ids: list[int], lazy: bool) -> None:
+        seen: list[int] = []
+        for slots in sweep.passes(part):
+            assert slots
+            if lazy:
+                return
+            seen += slots
+            for expert, slot in slots.items():
+                wanted = self.rig.experts.expert(sweep.layer, expert)[part]
+                assert self.rig.at(sweep.layer, slot, part, len(wanted)) == wanted
+            self.prefetched += self.cache.prefetch(sweep.layer, ids)
+        assert sorted(seen) == sorted(set(ids))
 
     @rule(layer=LAYERS, ids=IDS, protect=st.integers(0, 4))
     def prefetch(self, layer: int, ids: list[int], protect: int) -> None:

@@ -49,6 +49,7 @@ _LIB_FOLDER = Path(L.__file__).parent / "lib"
 
 
 def shared_library(stem: str) -> C.CDLL:
+    """Load one of llama-cpp-python's own libraries. Raises EngineError where it is missing."""
     for name in (f"lib{stem}.so", f"lib{stem}.dylib", f"{stem}.dll"):
         path = _LIB_FOLDER / name
         if path.exists():
@@ -131,6 +132,7 @@ class BufferOverride(C.Structure):
 
 
 def declare(library: C.CDLL, name: str, result: Any, *arguments: Any) -> Any:
+    """Return a library's function with its types."""
     function = getattr(library, name)
     function.restype, function.argtypes = result, list(arguments)
     return function
@@ -171,6 +173,8 @@ _device_by_type = declare(_ggml, "ggml_backend_dev_by_type", C.c_void_p, C.c_int
 
 
 class InitParams(C.Structure):
+    """struct ggml_init_params."""
+
     _fields_ = [("mem_size", C.c_size_t), ("mem_buffer", C.c_void_p), ("no_alloc", C.c_bool)]
 
 
