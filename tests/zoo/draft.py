@@ -36,6 +36,10 @@ class Draft:
         values = generator(self.shape.seed, name).normal(mean, std, dims).astype(np.float32)
         self._tensors[name] = (values, "F32")
 
+    def table(self, name: str, rows: npt.NDArray[np.int32]) -> None:
+        """Add `name.weight`, a table of numbers."""
+        self._tensors[f"{name}.weight"] = (rows, "I32")
+
     def norm(self, name: str, size: int, mean: float = 1.0) -> None:
         """Add the weights of a norm."""
         self.noise(f"{name}.weight", size, std=0.1 * mean, mean=mean)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from zoo.draft import Draft, Key
 from zoo.tokenizer import vocabulary
 
-SOFTMAX, SIGMOID = 1, 2
+SOFTMAX, SIGMOID, SQRT_SOFTPLUS = 1, 2, 4
 """GGUF's numbers for what a router scores with."""
 
 
@@ -116,14 +116,15 @@ def latent_keys(model: Draft, *, q_rank: int, kv_rank: int, rope: int, value_siz
     )
 
 
-def yarn_keys(model: Draft, *, log_multiplier: float) -> None:
+def yarn_keys(model: Draft, *, log_multiplier: float = 0.0) -> None:
     """Add YaRN: positions stretched to four times the context of the training."""
     model.key(
         rope__scaling__type="yarn",
         rope__scaling__factor=4.0,
         rope__scaling__original_context_length=model.shape.context // 4,
-        rope__scaling__yarn_log_multiplier=log_multiplier,
     )
+    if log_multiplier:
+        model.key(rope__scaling__yarn_log_multiplier=log_multiplier)
 
 
 def latent_attention(
@@ -149,12 +150,14 @@ def latent_attention(
     model.matrix(prefix + "attn_output", shape.embedding, shape.heads * value, gain=0.7)
 
 
-def next_token_head(model: Draft, prefix: str) -> None:
+def next_token_head(
+    model: Draft, prefix: str, *, last_norm: str = "nextn.shared_head_norm"
+) -> None:
     """Add what a layer has that predicts one token more; it lies behind the layers in use."""
     embedding = model.shape.embedding
     model.matrix(prefix + "nextn.eh_proj", embedding, 2 * embedding)
-    for name in ("enorm", "hnorm", "shared_head_norm"):
-        model.norm(f"{prefix}nextn.{name}", embedding)
+    for name in ("nextn.enorm", "nextn.hnorm", last_norm):
+        model.norm(prefix + name, embedding)
 
 
 def gated(model: Draft, prefix: str, suffix: str, width: int) -> None:
@@ -189,10 +192,10 @@ def shared_expert_keys(
     )
 
 
-def experts(model: Draft, layer: int, *, bias: bool = False) -> None:
-    """Add the routed experts of one layer."""
+def experts(model: Draft, layer: int, *, bias: bool = False, latent: int = 0) -> None:
+    """Add the routed experts of one layer; they take and give the embedding, or a `latent`."""
     shape, prefix = model.shape, f"blk.{layer}."
-    count, width, embedding = shape.experts, shape.expert_feed_forward, shape.embedding
+    count, width, embedding = shape.experts, shape.expert_feed_forward, latent or shape.embedding
     gate, up, down = shape.expert_types[(layer - shape.dense_layers) % len(shape.expert_types)]
     names = [f"{prefix}ffn_{name}_exps" for name in ("gate", "up", "down")]
     if shape.fused_gate_up:
