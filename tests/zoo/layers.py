@@ -225,10 +225,10 @@ def dense_or_routed(model: Draft, layer: int, *, biased: bool = True) -> None:
     experts(model, layer)
 
 
-def selection_bias(model: Draft, prefix: str) -> None:
+def selection_bias(model: Draft, prefix: str, *, std: float = 0.2) -> None:
     """Add what is added to the experts' scores when they are chosen, but not to their weights."""
     # Around a negative mean: a mask of 0.0 instead of minus infinity would be caught.
-    model.noise(prefix + "exp_probs_b.bias", model.shape.experts, std=0.2, mean=-0.5)
+    model.noise(prefix + "exp_probs_b.bias", model.shape.experts, std=std, mean=-0.5)
 
 
 def shared_expert(model: Draft, prefix: str) -> None:

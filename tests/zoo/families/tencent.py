@@ -36,8 +36,12 @@ def ernie4_5_moe(model: Draft) -> None:
         leading_dense_block_count=shape.dense_layers,
     )
     for i in range(shape.layers):
-        layers.pre_norm_attention(model, f"blk.{i}.")
-        layers.dense_or_routed(model, i)
+        prefix = f"blk.{i}."
+        layers.pre_norm_attention(model, prefix)
+        layers.dense_or_routed(model, i, biased=False)
+        if i >= shape.dense_layers:
+            # Scores of a softmax over all experts are small.
+            layers.selection_bias(model, prefix, std=0.02)
 
 
 MODELS = {
