@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from localmoe.errors import SettingsError
 
 Progress = Callable[[str, int, int], None]
 """Called with (stage, done, total) while something takes long; `total` may grow."""
+KvType = Literal["f16", "q8_0", "q4_0"]
+"""How keys and values of the context are kept: 2, 1.0625 or 0.5625 bytes per number."""
 
 
 def available_threads() -> int:
@@ -34,6 +37,8 @@ class Settings:
     read_workers: int = 4
     prefill_chunk_tokens: int | None = None
     slots: int | None = None
+    kv_type: KvType = "f16"
+    """Anything but f16 saves memory and rounds: the logits are others, streamed or not."""
     experts_used: int | None = None
     """Overrides the checkpoint's number of active experts. Lossy: for experiments only."""
 
@@ -42,6 +47,10 @@ class Settings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise SettingsError(f"{name} must be at least 1, not {value}")
+        if self.kv_type not in get_args(KvType):
+            raise SettingsError(
+                f"kv_type must be one of {', '.join(get_args(KvType))}, not {self.kv_type!r}"
+            )
         for name in ("context_tokens", "read_workers"):
             if getattr(self, name) < 1:
                 raise SettingsError(f"{name} must be at least 1, not {getattr(self, name)}")

@@ -70,6 +70,7 @@ class PlainLlama:
                 context_tokens=request.context_tokens,
                 chunk_tokens=request.chunk_tokens,
                 threads=request.threads,
+                kv_type=request.kv_type,
             )
         except BaseException:
             L.llama_model_free(self._model)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Self
 
-from localmoe.settings import Settings
+from localmoe.settings import KvType, Settings
 
 PeerName = Literal["mmap", "ram"]
 
@@ -50,6 +50,7 @@ class PeerRequest:
     chunk_tokens: int
     threads: int
     experts_used: int | None = None
+    kv_type: KvType = "f16"
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values for `from_json`."""

@@ -74,6 +74,7 @@ def peer_for(
         chunk_tokens=extra["plan"]["prefill_chunk_tokens"],
         threads=extra["threads"],
         experts_used=request.settings.experts_used,
+        kv_type=request.settings.kv_type,
     )
 
 

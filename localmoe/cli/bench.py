@@ -27,7 +27,15 @@ from localmoe.cli.bench_options import (
     WithPeer,
 )
 from localmoe.cli.bench_progress import share_bar
-from localmoe.cli.options import Context, ExpertsUsed, Memory, Threads, cache_dir
+from localmoe.cli.options import (
+    Context,
+    ExpertsUsed,
+    KvTypeName,
+    KvTypes,
+    Memory,
+    Threads,
+    cache_dir,
+)
 from localmoe.cli.progress import progress_bar
 from localmoe.cli.terminal import dim_line
 from localmoe.settings import Settings
@@ -61,6 +69,7 @@ def decode(  # noqa: PLR0913 (the command line's options are this function's par
     prompt_tokens: PromptTokens = 32,
     threads: Threads = None,
     context: Context = _CONTEXT_TOKENS,
+    kv_type: KvTypes = KvTypeName.F16,
     as_json: AsJson = False,
     peer: WithPeer = None,
     peer_tokens: PeerTokens = None,
@@ -76,6 +85,7 @@ def decode(  # noqa: PLR0913 (the command line's options are this function's par
         settings=Settings(
             memory_bytes=memory,
             context_tokens=context,
+            kv_type=kv_type.value,
             threads=threads,
             slots=slots,
             experts_used=experts_used,

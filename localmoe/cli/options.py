@@ -5,12 +5,22 @@ from __future__ import annotations
 import os
 import re
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from localmoe.errors import SettingsError
+
+
+class KvTypeName(StrEnum):
+    """What `settings.KvType` names."""
+
+    F16 = "f16"
+    Q8_0 = "q8_0"
+    Q4_0 = "q4_0"
+
 
 _UNITS = {
     **{"b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40},
@@ -88,6 +98,14 @@ Context = Annotated[
         min=16,
         max=1 << 24,
         help="Tokens of the conversation that fit at once.",
+    ),
+]
+KvTypes = Annotated[
+    KvTypeName,
+    typer.Option(
+        "--kv-type",
+        help="How the conversation is kept in memory. q8_0 takes about half of f16's room, q4_0 a "
+        "quarter; both are lossy: the model says slightly other things.",
     ),
 ]
 ExpertsUsed = Annotated[

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from localmoe.cli.options import Context, ExpertsUsed, Memory, Threads
+from localmoe.cli.options import Context, ExpertsUsed, KvTypeName, KvTypes, Memory, Threads
 from localmoe.cli.request import read_request
 from localmoe.cli.run_options import (
     MaxTokens,
@@ -40,6 +40,7 @@ def run(  # noqa: PLR0913 (the command line's options are this function's parame
     prompt: Prompt = None,
     memory: Memory = None,
     context: Context = 4096,
+    kv_type: KvTypes = KvTypeName.F16,
     max_tokens: MaxTokens = None,
     temperature: Temperature = None,
     top_k: TopK = None,
@@ -57,6 +58,7 @@ def run(  # noqa: PLR0913 (the command line's options are this function's parame
     options = RunOptions(
         memory_bytes=memory,
         context_tokens=context,
+        kv_type=kv_type.value,
         threads=threads,
         experts_used=experts_used,
         max_tokens=max_tokens,

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from localmoe.settings import KvType
+
 Model = Annotated[
     str | None,
     typer.Argument(metavar="MODEL", show_default=False, help="A GGUF file (any shard)."),
@@ -80,6 +82,7 @@ class RunOptions:
 
     memory_bytes: int | None = None
     context_tokens: int = 4096
+    kv_type: KvType = "f16"
     threads: int | None = None
     experts_used: int | None = None
     max_tokens: int | None = None

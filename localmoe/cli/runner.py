@@ -65,6 +65,7 @@ def _engine(model: Path | None, options: RunOptions) -> Iterator[Engine]:
     settings = Settings(
         memory_bytes=options.memory_bytes,
         context_tokens=options.context_tokens,
+        kv_type=options.kv_type,
         threads=options.threads,
         experts_used=options.experts_used,
     )

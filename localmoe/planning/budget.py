@@ -12,6 +12,7 @@ from localmoe.errors import BudgetError, SettingsError
 from localmoe.planning.dense import dense_too_small
 from localmoe.planning.plan import MemoryPlan
 from localmoe.planning.sizes import format_nbytes
+from localmoe.settings import KvType
 from localmoe.weights.catalog import Catalog
 
 MARGIN_BYTES = 96 << 20
@@ -46,6 +47,7 @@ class Request:
     """Longest chunk first; the last is that of a single token."""
     base_bytes: int
     context_tokens: int
+    kv_type: KvType = "f16"
 
 
 @dataclass(frozen=True)
@@ -145,6 +147,7 @@ def _assemble(
         experts=catalog.n_experts_total,
         context_tokens=request.context_tokens,
         prefill_chunk_tokens=footprint.chunk_tokens,
+        kv_type=request.kv_type,
     )
     return SlotPlan(plan, tuple(counts))
 

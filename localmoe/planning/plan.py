@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from localmoe.settings import KvType
+
 
 @dataclass(frozen=True)
 class MemoryPlan:
@@ -22,6 +24,7 @@ class MemoryPlan:
     """Routed experts of all layers; 0 in a dense model."""
     context_tokens: int
     prefill_chunk_tokens: int
+    kv_type: KvType = "f16"
 
     @property
     def streams(self) -> bool:

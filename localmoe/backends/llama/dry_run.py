@@ -15,7 +15,8 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from localmoe.errors import EngineError, ModelFormatError
+from localmoe.errors import EngineError, LocalMoeError, ModelFormatError, SettingsError
+from localmoe.settings import KvType
 
 CHUNK_CANDIDATES = (512, 256, 128, 64, 32, 16, 8, 4, 2, 1)
 _TIMEOUT_SECONDS = 120
@@ -48,9 +49,28 @@ def dry_run(
     context_tokens: int,
     chunks: Sequence[int] = CHUNK_CANDIDATES,
     experts_used: tuple[str, int] | None = None,
+    kv_type: KvType = "f16",
 ) -> DryRun:
-    """Measure in a child process. Raises ModelFormatError when llama.cpp refuses or dies."""
-    request = json.dumps([list(paths), context_tokens, list(chunks), experts_used])
+    """Measure in a child process.
+
+    Raises ModelFormatError when llama.cpp refuses or dies, SettingsError when only `kv_type` is to
+    blame for that.
+    """
+    request = [list(paths), context_tokens, list(chunks), experts_used]
+    try:
+        return _ask_child(paths[0], [*request, kv_type])
+    except LocalMoeError as error:
+        if kv_type == "f16":
+            raise
+        _ask_child(paths[0], [*request, "f16"])  # raises what is wrong with the model itself
+        raise SettingsError(
+            f"kv_type {kv_type} was wanted, but llama.cpp cannot keep the context of this model in "
+            f"it ({error}). Use --kv-type f16."
+        ) from error
+
+
+def _ask_child(path: str, values: Sequence[object]) -> DryRun:
+    request = json.dumps(values)
     try:
         done = subprocess.run(
             [sys.executable, "-c", _ENTRY, request],
@@ -62,12 +82,12 @@ def dry_run(
         )
     except subprocess.TimeoutExpired as error:
         raise ModelFormatError(
-            f"{paths[0]}: llama.cpp did not finish reading the header in {_TIMEOUT_SECONDS} s. "
+            f"{path}: llama.cpp did not finish reading the header in {_TIMEOUT_SECONDS} s. "
             "The machine is overloaded, or the file is damaged."
         ) from error
     if done.returncode < 0:
         raise ModelFormatError(
-            f"{paths[0]}: llama.cpp gave up on this header (signal {-done.returncode}): "
+            f"{path}: llama.cpp gave up on this header (signal {-done.returncode}): "
             f"{_last_line(done.stderr)}. The file is damaged, or made for another version."
         )
     try:
@@ -75,7 +95,7 @@ def dry_run(
     except ValueError as error:
         raise EngineError(f"the dry run failed: {_last_line(done.stderr)}") from error
     if "error" in answer:
-        raise ModelFormatError(f"{paths[0]}: {answer['error']}")
+        raise ModelFormatError(f"{path}: {answer['error']}")
     return DryRun(tuple(Footprint(**f) for f in answer["footprints"]), answer["model_bytes"])
 
 
@@ -87,12 +107,10 @@ def _last_line(output: bytes) -> str:
 
 def child() -> None:
     """Answer one request on standard output: the child's side of `dry_run`."""
-    from localmoe.errors import LocalMoeError
-
-    paths, context_tokens, chunks, experts_used = json.loads(sys.argv[1])
+    paths, context_tokens, chunks, experts_used, kv_type = json.loads(sys.argv[1])
     used = (experts_used[0], experts_used[1]) if experts_used else None
     try:
-        run = _measure(paths, context_tokens, chunks, used)
+        run = _measure(paths, context_tokens, chunks, used, kv_type)
         answer = asdict(run)
     except LocalMoeError as error:
         answer = {"error": str(error)}
@@ -106,6 +124,7 @@ def _measure(
     context_tokens: int,
     chunks: Sequence[int],
     experts_used: tuple[str, int] | None,
+    kv_type: KvType,
 ) -> DryRun:
     import psutil
 
@@ -120,16 +139,16 @@ def _measure(
     with Skeleton([read_header(path) for path in paths]) as skeleton:
         model = parameters.open_model(skeleton.paths, dry=True, experts_used=experts_used)
         after = process.memory_info().rss
-        footprints = tuple(_footprint(model, context_tokens, chunk) for chunk in chunks)
+        footprints = tuple(_footprint(model, context_tokens, chunk, kv_type) for chunk in chunks)
     return DryRun(footprints, max(0, after - before))
 
 
-def _footprint(model: int, context_tokens: int, chunk: int) -> Footprint:
+def _footprint(model: int, context_tokens: int, chunk: int, kv_type: KvType) -> Footprint:
     from localmoe.backends.llama import log, parameters
     from localmoe.backends.llama.bindings import L
 
     context = parameters.open_context(
-        model, context_tokens=context_tokens, chunk_tokens=chunk, threads=1
+        model, context_tokens=context_tokens, chunk_tokens=chunk, threads=1, kv_type=kv_type
     )
     lines = log.lines()
     L.llama_free(context)

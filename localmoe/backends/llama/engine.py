@@ -171,7 +171,7 @@ class LlamaEngine:
     def save(self, path: Path) -> None:
         """Write the context's state to a temporary name beside `path`, then rename it."""
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        stamp = [*state.model_stamp(self._catalog), *self._tokens]
+        stamp = [*state.model_stamp(self._catalog, self._plan.kv_type), *self._tokens]
         array = (L.llama_token * len(stamp))(*stamp)
         log.clear()
         try:
@@ -186,7 +186,7 @@ class LlamaEngine:
 
     def restore(self, path: Path) -> None:
         """Read back a state. Raises EngineError, and keeps what is there, if it is not usable."""
-        stamp = state.model_stamp(self._catalog)
+        stamp = state.model_stamp(self._catalog, self._plan.kv_type)
         state.check(path, stamp, self._plan.context_tokens)
         room = len(stamp) + self._plan.context_tokens
         array, count = (L.llama_token * room)(), C.c_size_t()

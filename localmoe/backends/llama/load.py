@@ -77,6 +77,7 @@ def _request(source: ModelSource, settings: Settings, context_tokens: int) -> Re
         context_tokens=context_tokens,
         chunks=[longest, *(c for c in CHUNK_CANDIDATES if c < longest)],
         experts_used=source.override,
+        kv_type=settings.kv_type,
     )
     return Request(
         catalog=catalog,
@@ -84,6 +85,7 @@ def _request(source: ModelSource, settings: Settings, context_tokens: int) -> Re
         footprints=findings.footprints,
         base_bytes=int(psutil.Process().memory_info().rss) + findings.model_bytes,
         context_tokens=context_tokens,
+        kv_type=settings.kv_type,
     )
 
 
@@ -125,6 +127,7 @@ class _Assembly:
                 context_tokens=self._plan.context_tokens,
                 chunk_tokens=self._plan.prefill_chunk_tokens,
                 threads=self._settings.threads or available_threads(),
+                kv_type=self._plan.kv_type,
                 eval_callback=streaming.hook.callback if streaming else None,
             )
         except BaseException:

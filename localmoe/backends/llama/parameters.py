@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import ctypes as C
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from localmoe.backends.llama import log
 from localmoe.backends.llama.bindings import BufferOverride, L
 from localmoe.errors import EngineError, ModelFormatError
+from localmoe.settings import KvType
 
+_GGML_TYPES: Mapping[KvType, int] = {"f16": 1, "q4_0": 2, "q8_0": 8}
 _OVERRIDE_INT = 0  # LLAMA_KV_OVERRIDE_TYPE_INT
 _LOAD_MODE_NONE, _LOAD_MODE_MMAP = 0, 1
 _OUTPUT_NBYTES = 64 << 20
@@ -67,14 +69,26 @@ def load_files(
 
 
 def open_context(
-    model: int, *, context_tokens: int, chunk_tokens: int, threads: int, eval_callback: Any = None
+    model: int,
+    *,
+    context_tokens: int,
+    chunk_tokens: int,
+    threads: int,
+    kv_type: KvType,
+    eval_callback: Any = None,
 ) -> int:
-    """Create a context for one sequence of tokens. Raises EngineError with llama.cpp's reason."""
+    """Create a context for one sequence of tokens. Raises EngineError with llama.cpp's reason.
+
+    Keys and values get the same type: latent attention has no values of its own. Recurrent states
+    are always float32. Flash attention, which quantized values need, is left to llama.cpp: on a CPU
+    it is always on, but for one architecture (grok) that cannot have it.
+    """
     params = L.llama_context_default_params()
     params.n_ctx, params.n_seq_max = context_tokens, 1
     params.n_batch = params.n_ubatch = chunk_tokens
     params.n_outputs_max = output_limit(vocabulary_size(model), chunk_tokens)
     params.n_threads = params.n_threads_batch = threads
+    params.type_k = params.type_v = _GGML_TYPES[kv_type]
     params.no_perf = True
     if eval_callback is not None:
         params.cb_eval = eval_callback

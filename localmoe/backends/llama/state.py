@@ -15,6 +15,7 @@ from typing import BinaryIO
 import numpy as np
 
 from localmoe.errors import EngineError
+from localmoe.settings import KvType
 from localmoe.weights.catalog import Catalog
 
 _DIGEST_NBYTES = 32
@@ -22,12 +23,18 @@ _HEAD = struct.Struct("<III")  # llama.cpp's magic, version and token count
 _COPY_NBYTES = 1 << 20
 
 
-def model_stamp(catalog: Catalog) -> list[int]:
-    """Return what stands before the tokens of a state: numbers that name the model's layout."""
-    digest = hashlib.sha256(catalog.architecture.encode())
+_VERSION = b"2 "
+_KV_TYPES: tuple[KvType, ...] = ("f16", "q8_0", "q4_0")
+"""A state names its type by the place in this list."""
+
+
+def model_stamp(catalog: Catalog, kv_type: KvType) -> list[int]:
+    """Return what stands before the tokens of a state: the model's layout, the cache's type."""
+    digest = hashlib.sha256(_VERSION + catalog.architecture.encode())
     for tensor in catalog.resident:
         digest.update(f"{tensor.name} {tensor.extent.offset} {tensor.extent.nbytes}\n".encode())
-    return [int(word) for word in np.frombuffer(digest.digest()[:16], np.int32)]
+    words = np.frombuffer(digest.digest()[:16], np.int32)
+    return [*(int(word) for word in words), _KV_TYPES.index(kv_type)]
 
 
 def seal(path: Path) -> None:
@@ -40,7 +47,7 @@ def seal(path: Path) -> None:
 
 
 def check(path: Path, stamp: list[int], capacity: int) -> None:
-    """Raise EngineError unless the file is whole, of this model and fits `capacity` tokens."""
+    """Raise EngineError unless the file is whole, of this stamp and fits `capacity` tokens."""
     try:
         with open(path, "rb") as file:
             reason = _defect(file, stamp, capacity)
@@ -58,8 +65,15 @@ def _defect(file: BinaryIO, stamp: list[int], capacity: int) -> str | None:
         return "it is damaged or cut off (wrong checksum)"
     file.seek(0)
     count = _HEAD.unpack(file.read(_HEAD.size))[2]
-    if np.frombuffer(file.read(4 * len(stamp)), np.int32).tolist() != stamp:
+    *model, kv_type = np.frombuffer(file.read(4 * len(stamp)), np.int32).tolist()
+    if model != stamp[:-1]:
         return "it was written for another model"
+    if kv_type != stamp[-1]:
+        found = _KV_TYPES[kv_type] if 0 <= kv_type < len(_KV_TYPES) else f"number {kv_type}"
+        return (
+            f"it was saved with a context of type {found}, and this one is {_KV_TYPES[stamp[-1]]}. "
+            f"Load the model with --kv-type {found}"
+        )
     if count - len(stamp) > capacity:
         return f"it holds {count - len(stamp)} tokens and the context has {capacity}"
     return None
