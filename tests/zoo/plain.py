@@ -15,10 +15,11 @@ Batch = tuple[list[int], list[bool]]
 
 
 def plain_logits(
-    path: Path, batches: list[Batch], *, context: int, threads: int
+    path: Path, batches: list[Batch], *, context: int, threads: int, eval_callback: Any = None
 ) -> npt.NDArray[np.float32]:
     """Decode these batches one after the other; return the logits asked for, float32 [n, V].
 
+    `eval_callback` is llama.cpp's: asked before graph nodes, called after those it wants to see.
     Weights in the file's own layout: repacked ones round differently.
     """
     model_params = L.llama_model_default_params()
@@ -30,6 +31,8 @@ def plain_logits(
     params.n_ctx, params.n_seq_max = context, 1
     params.n_batch = params.n_ubatch = params.n_outputs_max = longest
     params.n_threads = params.n_threads_batch = threads
+    if eval_callback is not None:
+        params.cb_eval = eval_callback
     handle = L.llama_init_from_model(model, params)
     assert handle, f"llama.cpp makes no context for {path.name}"
     batch = L.llama_batch_init(longest, 0, 1)
