@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes as C
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import partial
 
 from localmoe.backends.llama import parameters
 from localmoe.backends.llama.bindings import (
@@ -39,13 +40,23 @@ class WeightBuffers:
     llama.cpp calls it while it loads; an exception in a callback is kept in `error`.
     """
 
-    def __init__(self, label: str, *, allocate: bool, slack_nbytes: int, on_bytes: OnBytes) -> None:
+    def __init__(
+        self,
+        label: str,
+        *,
+        allocate: bool,
+        unused: frozenset[str],
+        slack_nbytes: int,
+        on_bytes: OnBytes,
+    ) -> None:
+        """Tensors with names in `unused` get no memory: no graph has them."""
         self.memory: list[HostMemory] = []
         self.tensors: dict[str, int] = {}
-        """Name of each tensor that was loaded, and the address of its structure."""
+        """Name of each tensor that was loaded for use, and the address of its structure."""
         self.error: BaseException | None = None
         self.before_mapping: Callable[[], None] = lambda: None
         self._allocate, self._slack, self._on_bytes = allocate, slack_nbytes, on_bytes
+        self._unused = unused
         self._label = C.create_string_buffer(label.encode())
         self._set_tensor = SET_TENSOR(self._note_tensor)
         self._type = BufferType(
@@ -73,9 +84,9 @@ class WeightBuffers:
 
     def _alloc_size(self, _type: int | None, tensor: int) -> int:
         # Streamed experts take their place in the slots later: here only a token of it.
-        if not self._allocate:
-            return _ALIGNMENT_NBYTES
         t = Tensor.from_address(tensor)
+        if not self._allocate or _name(t) in self._unused:
+            return _ALIGNMENT_NBYTES
         return round_up(t.nb[3] * t.ne[3], _ALIGNMENT_NBYTES) + self._slack
 
     def _alloc(self, _type: int | None, nbytes: int) -> int | None:
@@ -95,8 +106,9 @@ class WeightBuffers:
         return address
 
     def _note_tensor(self, _buffer: int, tensor: int, _data: int, _offset: int, _n: int) -> None:
-        name = Tensor.from_address(tensor).name.decode(errors="replace")
-        self.tensors[name] = tensor
+        name = _name(Tensor.from_address(tensor))
+        if name not in self._unused:
+            self.tensors[name] = tensor
 
     def _guarded(self, action: Callable[[], None]) -> None:
         if self.error is None:
@@ -104,6 +116,10 @@ class WeightBuffers:
                 action()
             except BaseException as error:  # a C caller cannot pass it on; `check` does
                 self.error = error
+
+
+def _name(tensor: Tensor) -> str:
+    return str(tensor.name.decode(errors="replace"))
 
 
 class LoadedModel:
@@ -135,11 +151,11 @@ def load_model(
     `on_bytes` is told of bytes made ready: each counts once when its page is touched and once when
     it is read. Raises ModelFormatError, ExpertReadError.
     """
-    slack = 2 * source.block
-    resident = WeightBuffers("localmoe", allocate=True, slack_nbytes=slack, on_bytes=on_bytes)
-    experts = WeightBuffers(
-        "localmoe-experts", allocate=not stream, slack_nbytes=slack, on_bytes=on_bytes
-    )
+    # Some loaders create the layers that predict further tokens, even if they are not asked to.
+    unused = frozenset(tensor.name for tensor in source.catalog.unused)
+    make = partial(WeightBuffers, unused=unused, slack_nbytes=2 * source.block, on_bytes=on_bytes)
+    resident = make("localmoe", allocate=True)
+    experts = make("localmoe-experts", allocate=not stream)
     buffers = (resident, experts)
     model = LoadedModel(0, buffers, stream)
     try:
@@ -175,7 +191,7 @@ def _fill(
 ) -> None:
     """Read every noted tensor into its place, several at a time."""
     catalog = source.catalog
-    extents = {tensor.name: tensor.extent for tensor in (*catalog.resident, *catalog.unused)}
+    extents = {tensor.name: tensor.extent for tensor in catalog.resident}
     extents.update((p.tensor, p.extent) for layer in catalog.layers for p in layer.parts)
 
     def read(buffer: WeightBuffers, tensor: int, extent: Extent) -> int:
