@@ -9,15 +9,6 @@ from zoo.shape import Shape
 
 _KERNEL = 4
 """Tokens under a convolution, the present one included."""
-_DELTA_HEAD = 16
-"""Width of a head of Kimi's delta net."""
-_LATENT, _ROTATED = 32, 16
-"""Widths of latent attention: what is cached for all heads, and the rotated part of keys."""
-
-
-def _attention_only_in(model: Draft, has_attention: list[bool], kv_heads: int) -> None:
-    """Give the other layers no heads for keys and values: that makes them recurrent."""
-    model.key(attention__head_count_kv=[kv_heads * here for here in has_attention])
 
 
 def lfm2moe(model: Draft) -> None:
@@ -26,7 +17,8 @@ def lfm2moe(model: Draft) -> None:
     layers.common(model, embedding_std=0.5, tied=True, last_norm="token_embd_norm")
     layers.grouped_query_keys(model)
     has_attention = [i % 3 == 1 for i in range(shape.layers)]
-    _attention_only_in(model, has_attention, shape.kv_heads)
+    # Layers without heads for keys are recurrent.
+    model.key(attention__head_count_kv=[shape.kv_heads * here for here in has_attention])
     layers.expert_keys(
         model, leading_dense_block_count=shape.dense_layers, expert_gating_func=layers.SIGMOID
     )
@@ -49,42 +41,29 @@ def lfm2moe(model: Draft) -> None:
             layers.experts(model, i)
 
 
-def kimi_linear(model: Draft) -> None:
-    """Delta nets that forget channel by channel; latent attention without positions in between."""
+def minimax_01(model: Draft) -> None:
+    """Lightning attention, whose heads forget at fixed rates; the norms' outputs are passed on."""
     shape = model.shape
     layers.common(model)
-    layers.latent_keys(model, q_rank=0, kv_rank=_LATENT, rope=_ROTATED)
-    has_attention = [i % 2 == 1 for i in range(shape.layers)]
-    _attention_only_in(model, has_attention, 1)
-    layers.shared_expert_keys(model, gating=layers.SIGMOID, scale=2.5)
-    model.key(ssm__conv_kernel=_KERNEL, kda__head_dim=_DELTA_HEAD)
+    layers.grouped_query_keys(model)
+    layers.expert_keys(model)
+    model.key(
+        rope__dimension_count=shape.head_size // 2, full_attention_interval=2, residual_scale=3.5
+    )
+    width = shape.heads * shape.head_size
     for i in range(shape.layers):
         prefix = f"blk.{i}."
         model.norm(prefix + "attn_norm", shape.embedding)
-        if has_attention[i]:
-            layers.latent_attention(model, prefix, q_rank=0, kv_rank=_LATENT, rope=_ROTATED)
+        if i % 2 == 1:
+            layers.grouped_query(model, prefix)
         else:
-            kimi_delta_net(model, prefix)
+            model.matrix(prefix + "attn_qkv", 3 * width, shape.embedding)
+            model.matrix(prefix + "attn_gate", width, shape.embedding)
+            model.norm(prefix + "attn_norm_2", width)
+            model.matrix(prefix + "attn_output", shape.embedding, width)
         model.norm(prefix + "ffn_norm", shape.embedding)
-        layers.dense_or_routed(model, i)
-
-
-def kimi_delta_net(model: Draft, prefix: str) -> None:
-    """Add Kimi's delta net: convolutions apart for q, k and v, low-rank gates."""
-    heads, embedding = model.shape.heads, model.shape.embedding
-    width = heads * _DELTA_HEAD
-    for name in ("q", "k", "v"):
-        model.matrix(f"{prefix}attn_{name}", width, embedding)
-        model.noise(f"{prefix}ssm_conv1d_{name}.weight", 1, width, 1, _KERNEL, std=0.5)
-    for name in ("ssm_f", "ssm_g"):  # how much is forgotten; how much comes out
-        model.matrix(f"{prefix}{name}_a", _DELTA_HEAD, embedding)
-        model.matrix(f"{prefix}{name}_b", width, _DELTA_HEAD)
-    model.matrix(prefix + "ssm_beta", heads, embedding)
-    # Minus one, roughly: half of the state is gone after one token.
-    model.noise(prefix + "ssm_a", 1, 1, heads, 1, std=0.1, mean=-1.0)
-    model.noise(prefix + "ssm_dt.bias", width, std=0.5)
-    model.norm(prefix + "ssm_norm", _DELTA_HEAD)
-    model.matrix(prefix + "attn_output", embedding, width)
+        layers.router(model, prefix)
+        layers.experts(model, i)
 
 
 MODELS = {
@@ -96,12 +75,12 @@ MODELS = {
         covers="short convolutions, selection bias, a leading dense layer, "
         "embedding and output in one matrix",
     ),
-    "kimi-linear": ZooModel(
-        "kimi-linear",
-        kimi_linear,
-        Shape(layers=5, dense_layers=1, shared_experts=1),
-        stands_for="Kimi-Linear-48B-A3B",
-        covers="delta nets, latent attention without positions, selection bias, shared expert, "
-        "a leading dense layer",
+    # One key says how wide dense layers and experts are.
+    "minimax-01": ZooModel(
+        "minimax-01",
+        minimax_01,
+        Shape(layers=4, feed_forward=32),
+        stands_for="MiniMax-Text-01, MiniMax-M1",
+        covers="lightning attention, partial rotation, scaled residuals",
     ),
 }
