@@ -4,97 +4,25 @@ from __future__ import annotations
 
 import errno
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from localmoe.cache import slots
-from localmoe.cache.expert_cache import ExpertCache
-from localmoe.cache.lease import Lease
-from localmoe.cache.slots import SlotPool, slot_classes
 from localmoe.cache.stats import CacheStats
 from localmoe.errors import BudgetError, ExpertReadError
-from localmoe.weights.catalog import ExpertKey
-from storage import Disk, ExpertFiles, LayerShape
+from storage import NBYTES, CacheRig
 
-PARTS = (3000, 2048, 1700)
-SHAPES = (LayerShape(8, PARTS), LayerShape(8, PARTS), LayerShape(4, (1300,)))
-NBYTES = sum(PARTS)
-
-
-class Rig:
-    """A cache over random experts: layers 0 and 1 share a size class, layer 2 has its own."""
-
-    def __init__(self, directory: Path, counts: Sequence[int], workers: int) -> None:
-        self.experts = ExpertFiles(directory, SHAPES)
-        self.disk = Disk()
-        self.files = self.experts.open(self.disk)
-        self.pool = SlotPool(slot_classes(self.experts.layers, 512), counts)
-        self.cache = ExpertCache(self.experts.layers, self.pool, self.files, workers=workers)
-
-    def use(self, layer: int, *ids: int) -> None:
-        """Demand experts, check their bytes, and let go."""
-        with self.cache.acquire(layer, ids) as lease:
-            self.check(lease)
-
-    def check(self, lease: Lease) -> None:
-        """Wait for all parts; the slots hold what the file holds."""
-        for expert, slot in lease.slots.items():
-            for part, wanted in enumerate(self.experts.expert(lease.layer, expert)):
-                lease.wait(part)
-                assert lease.ready(part)
-                start = self.pool.start(self.pool.class_index(lease.layer), slot)
-                start += self.cache.data_start(lease.layer, part)
-                assert self.pool.memory.view[start : start + len(wanted)] == wanted
-
-    def held(self, layer: int) -> list[int]:
-        """Return the experts of a layer that are in a slot or on their way."""
-        n_experts = self.experts.layers[layer].n_experts
-        return [e for e in range(n_experts) if ExpertKey(layer, e) in self.cache]
-
-    def began(self) -> list[tuple[int, int, int]]:
-        """Return the reads so far, in order, as (layer, expert, part)."""
-        where = {
-            (extent.path, extent.offset - extent.offset % 512): (layer.layer, expert, index)
-            for layer in self.experts.layers
-            for index, part in enumerate(layer.parts)
-            for expert in range(layer.n_experts)
-            for extent in [part.expert_extent(expert)]
-        }
-        return [where[read] for read in self.disk.began]
-
-    def break_part(self, layer: int, expert: int, part: int) -> None:
-        extent = self.experts.layers[layer].parts[part].expert_extent(expert)
-        # The middle: the enclosing blocks of the neighbours do not reach it.
-        self.disk.faults[extent.path, extent.offset + extent.nbytes // 2] = errno.EIO
-
-    def busy(self) -> Lease:
-        """Hold the disk, and let a read of layer 2 keep the only worker busy."""
-        self.disk.hold()
-        n_before = len(self.disk.began)
-        lease = self.cache.acquire(2, [0])
-        self.disk.wait_for_reads(n_before + 1)
-        return lease
-
-    def close(self) -> None:
-        self.disk.resume()
-        self.cache.close()
-        self.pool.close()
-        for file in self.files.values():
-            file.close()
-        self.disk.close()
-
-
-MakeRig = Callable[..., Rig]
+MakeRig = Callable[..., CacheRig]
 
 
 @pytest.fixture
 def make_rig(tmp_path: Path) -> Iterator[MakeRig]:
-    rigs: list[Rig] = []
+    rigs: list[CacheRig] = []
 
-    def make(*counts: int, workers: int = 2) -> Rig:
-        rigs.append(Rig(tmp_path, counts or (4, 2), workers))
+    def make(*counts: int, workers: int = 2) -> CacheRig:
+        rigs.append(CacheRig(tmp_path, counts or (4, 2), workers))
         return rigs[-1]
 
     yield make
@@ -103,7 +31,7 @@ def make_rig(tmp_path: Path) -> Iterator[MakeRig]:
 
 
 @pytest.fixture
-def rig(make_rig: MakeRig) -> Rig:
+def rig(make_rig: MakeRig) -> CacheRig:
     """Return a cache of 4 slots for layers 0 and 1, and 2 for layer 2."""
     return make_rig(4, 2)
 
@@ -111,7 +39,7 @@ def rig(make_rig: MakeRig) -> Rig:
 # --- demand ---------------------------------------------------------------------------------------
 
 
-def test_a_miss_is_read_and_then_hits(rig: Rig) -> None:
+def test_a_miss_is_read_and_then_hits(rig: CacheRig) -> None:
     rig.use(0, 3, 5)
     assert rig.cache.stats() == CacheStats(hits=0, misses=2, read_bytes=2 * NBYTES)
     rig.use(0, 5, 3)
@@ -119,20 +47,20 @@ def test_a_miss_is_read_and_then_hits(rig: Rig) -> None:
     assert len(rig.disk.began) == 6
 
 
-def test_a_hit_has_nothing_pending(rig: Rig) -> None:
+def test_a_hit_has_nothing_pending(rig: CacheRig) -> None:
     rig.use(0, 3)
     with rig.cache.acquire(0, [3]) as lease:
         assert lease.pending == []
         assert all(lease.ready(part) for part in range(3))
 
 
-def test_duplicates_are_one_request(rig: Rig) -> None:
+def test_duplicates_are_one_request(rig: CacheRig) -> None:
     with rig.cache.acquire(0, [3, 3, 1, 3]) as lease:
         assert sorted(lease.slots) == [1, 3]
     assert rig.cache.stats().misses == 2
 
 
-def test_no_experts_are_no_request(rig: Rig) -> None:
+def test_no_experts_are_no_request(rig: CacheRig) -> None:
     with rig.cache.acquire(0, []) as lease:
         assert lease.slots == {}
         lease.wait(0)
@@ -159,14 +87,14 @@ def test_a_part_is_ready_before_the_parts_behind_it(make_rig: MakeRig) -> None:
         rig.disk.resume()
 
 
-def test_sizes(rig: Rig) -> None:
+def test_sizes(rig: CacheRig) -> None:
     assert (rig.cache.maxsize, rig.cache.currsize) == (6, 0)
     rig.use(0, 1, 2, 3)
     rig.use(2, 1)
     assert (rig.cache.maxsize, rig.cache.currsize) == (6, 4)
 
 
-def test_the_least_recent_expert_of_the_class_is_evicted(rig: Rig) -> None:
+def test_the_least_recent_expert_of_the_class_is_evicted(rig: CacheRig) -> None:
     for expert in (0, 1):
         rig.use(0, expert)
         rig.use(1, expert)
@@ -177,7 +105,7 @@ def test_the_least_recent_expert_of_the_class_is_evicted(rig: Rig) -> None:
     assert (rig.held(0), rig.held(1)) == ([0, 6, 7], [1])
 
 
-def test_size_classes_do_not_evict_each_other(rig: Rig) -> None:
+def test_size_classes_do_not_evict_each_other(rig: CacheRig) -> None:
     rig.use(0, 0, 1, 2, 3)
     rig.use(2, 0)
     rig.use(2, 1)
@@ -186,7 +114,7 @@ def test_size_classes_do_not_evict_each_other(rig: Rig) -> None:
     assert rig.held(2) == [1, 2]
 
 
-def test_what_a_call_asks_for_is_not_evicted_by_it(rig: Rig) -> None:
+def test_what_a_call_asks_for_is_not_evicted_by_it(rig: CacheRig) -> None:
     rig.use(0, 0)
     rig.use(0, 1, 2, 3)
     with rig.cache.acquire(0, [5, 6, 7, 0]) as lease:
@@ -198,7 +126,7 @@ def test_what_a_call_asks_for_is_not_evicted_by_it(rig: Rig) -> None:
 # --- leases ---------------------------------------------------------------------------------------
 
 
-def test_two_leases_pin_together(rig: Rig) -> None:
+def test_two_leases_pin_together(rig: CacheRig) -> None:
     with rig.cache.acquire(0, [0, 1]) as first, rig.cache.acquire(1, [0, 1]) as second:
         assert set(first.slots.values()).isdisjoint(second.slots.values())
         with pytest.raises(BudgetError, match=r"asks for 1 experts .* 4 slots 4 are in use"):
@@ -208,7 +136,7 @@ def test_two_leases_pin_together(rig: Rig) -> None:
     rig.use(0, 2, 3, 4, 5)
 
 
-def test_more_than_the_slots_is_refused_and_changes_nothing(rig: Rig) -> None:
+def test_more_than_the_slots_is_refused_and_changes_nothing(rig: CacheRig) -> None:
     rig.use(0, 0, 1, 2, 3)
     before = rig.cache.stats()
     with pytest.raises(BudgetError, match=r"layer 0 asks for 5 experts .* 4 slots 0 are in use"):
@@ -218,7 +146,7 @@ def test_more_than_the_slots_is_refused_and_changes_nothing(rig: Rig) -> None:
     rig.use(0, 4, 5, 6, 7)
 
 
-def test_one_expert_in_two_leases_stays_until_both_are_closed(rig: Rig) -> None:
+def test_one_expert_in_two_leases_stays_until_both_are_closed(rig: CacheRig) -> None:
     first, second = rig.cache.acquire(0, [0]), rig.cache.acquire(0, [0])
     assert first.slots == second.slots
     first.close()
@@ -230,7 +158,7 @@ def test_one_expert_in_two_leases_stays_until_both_are_closed(rig: Rig) -> None:
     rig.use(0, 4, 5, 6, 7)
 
 
-def test_closing_twice_unpins_once(rig: Rig) -> None:
+def test_closing_twice_unpins_once(rig: CacheRig) -> None:
     first, second = rig.cache.acquire(0, [0]), rig.cache.acquire(0, [0])
     first.close()
     first.close()
@@ -239,7 +167,7 @@ def test_closing_twice_unpins_once(rig: Rig) -> None:
     second.close()
 
 
-def test_closing_waits_for_the_reads(rig: Rig) -> None:
+def test_closing_waits_for_the_reads(rig: CacheRig) -> None:
     rig.disk.delay_seconds = lambda: 0.02
     rig.cache.acquire(0, [0, 1]).close()
     assert len(rig.disk.began) == 6
@@ -249,7 +177,7 @@ def test_closing_waits_for_the_reads(rig: Rig) -> None:
         rig.check(lease)
 
 
-def test_an_error_inside_a_lease_lets_go(rig: Rig) -> None:
+def test_an_error_inside_a_lease_lets_go(rig: CacheRig) -> None:
     with pytest.raises(ZeroDivisionError), rig.cache.acquire(0, [0, 1, 2, 3]):
         raise ZeroDivisionError
     rig.use(0, 4, 5, 6, 7)
@@ -275,7 +203,7 @@ def test_slots_that_are_not_touched_yet_are_waited_for(
 
 
 @pytest.mark.parametrize("part", [0, 1, 2])
-def test_a_failed_read_is_forgotten_and_read_again(rig: Rig, part: int) -> None:
+def test_a_failed_read_is_forgotten_and_read_again(rig: CacheRig, part: int) -> None:
     rig.use(0, 1)
     rig.break_part(0, 3, part)
     with rig.cache.acquire(0, [1, 3, 4]) as lease, pytest.raises(ExpertReadError) as caught:
@@ -288,13 +216,13 @@ def test_a_failed_read_is_forgotten_and_read_again(rig: Rig, part: int) -> None:
     assert rig.cache.stats() == CacheStats(hits=3, misses=4, read_bytes=4 * NBYTES)
 
 
-def test_a_failure_that_nobody_waited_for_is_forgotten_too(rig: Rig) -> None:
+def test_a_failure_that_nobody_waited_for_is_forgotten_too(rig: CacheRig) -> None:
     rig.break_part(0, 3, 2)
     rig.cache.acquire(0, [3]).close()
     assert rig.held(0) == []
 
 
-def test_failures_lose_no_slots(rig: Rig) -> None:
+def test_failures_lose_no_slots(rig: CacheRig) -> None:
     for expert in range(8):
         rig.break_part(0, expert, 1)
     for _ in range(5):
@@ -304,7 +232,7 @@ def test_failures_lose_no_slots(rig: Rig) -> None:
     rig.use(0, 4, 5, 6, 7)
 
 
-def test_a_failed_expert_in_two_leases_keeps_its_slot_until_both_are_closed(rig: Rig) -> None:
+def test_a_failed_expert_in_two_leases_keeps_its_slot_until_both_are_closed(rig: CacheRig) -> None:
     rig.break_part(0, 3, 0)
     first, second = rig.cache.acquire(0, [3]), rig.cache.acquire(0, [3])
     first.close()
@@ -318,7 +246,7 @@ def test_a_failed_expert_in_two_leases_keeps_its_slot_until_both_are_closed(rig:
     rig.use(0, 0, 1, 2, 3)
 
 
-def test_a_lease_on_a_failed_expert_that_another_holds_fails_too(rig: Rig) -> None:
+def test_a_lease_on_a_failed_expert_that_another_holds_fails_too(rig: CacheRig) -> None:
     rig.break_part(0, 3, 0)
     first = rig.cache.acquire(0, [3])
     with pytest.raises(ExpertReadError):
@@ -335,21 +263,21 @@ def test_a_lease_on_a_failed_expert_that_another_holds_fails_too(rig: Rig) -> No
 # --- prefetch -------------------------------------------------------------------------------------
 
 
-def test_prefetched_experts_hit(rig: Rig) -> None:
+def test_prefetched_experts_hit(rig: CacheRig) -> None:
     assert rig.cache.prefetch(0, [1, 2, 1]) == 2
     rig.use(0, 1, 2)
     assert rig.cache.stats() == CacheStats(hits=2, misses=0, read_bytes=0, prefetched=2)
     assert len(rig.disk.began) == 6
 
 
-def test_prefetch_leaves_what_is_there(rig: Rig) -> None:
+def test_prefetch_leaves_what_is_there(rig: CacheRig) -> None:
     rig.use(0, 1)
     assert rig.cache.prefetch(0, [1]) == 0
     assert rig.cache.prefetch(0, [2]) == 1
     assert rig.cache.prefetch(0, [2]) == 0
 
 
-def test_prefetch_evicts_nothing_recent(rig: Rig) -> None:
+def test_prefetch_evicts_nothing_recent(rig: CacheRig) -> None:
     rig.use(0, 0)
     rig.use(0, 1, 2, 3)
     assert rig.cache.prefetch(1, [0], protect=2) == 0
@@ -361,7 +289,7 @@ def test_prefetch_evicts_nothing_recent(rig: Rig) -> None:
     assert (rig.held(0), rig.held(1)) == ([], [0, 1, 2, 3])
 
 
-def test_prefetch_evicts_nothing_pinned(rig: Rig) -> None:
+def test_prefetch_evicts_nothing_pinned(rig: CacheRig) -> None:
     with rig.cache.acquire(0, [0, 1, 2, 3]) as lease:
         rig.use(2, 0)
         rig.use(2, 1)
@@ -434,7 +362,7 @@ def test_cancel_leaves_what_is_being_read_or_demanded(make_rig: MakeRig) -> None
     assert rig.cache.cancel_prefetches() == 0
 
 
-def test_cancel_keeps_what_has_arrived(rig: Rig) -> None:
+def test_cancel_keeps_what_has_arrived(rig: CacheRig) -> None:
     rig.cache.prefetch(0, [1])
     rig.disk.wait_for_reads(3)
     rig.use(2, 0)
@@ -501,7 +429,7 @@ def test_a_failed_prefetch_is_read_again_after_a_cancel(make_rig: MakeRig) -> No
 # --- the end --------------------------------------------------------------------------------------
 
 
-def test_a_lease_may_be_closed_after_the_cache(rig: Rig) -> None:
+def test_a_lease_may_be_closed_after_the_cache(rig: CacheRig) -> None:
     rig.disk.hold()
     lease = rig.cache.acquire(0, [0, 1, 2, 3])
     rig.disk.wait_for_reads(2)
