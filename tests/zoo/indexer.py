@@ -5,7 +5,8 @@ from __future__ import annotations
 from zoo import layers
 from zoo.draft import Draft
 
-_Q_RANK, _KV_RANK, _ROPE = 48, 64, 32
+Q_RANK, ROPE = 48, 32
+_KV_RANK = 64
 # llama.cpp rotates keys as wide as the indexer's: the cached ones must have another width.
 _HEADS, _SIZE = 4, 64
 CHOSEN = 12
@@ -14,7 +15,7 @@ CHOSEN = 12
 
 def sparse_keys(model: Draft) -> None:
     """Add the keys of latent attention and of the indexer."""
-    layers.latent_keys(model, q_rank=_Q_RANK, kv_rank=_KV_RANK, rope=_ROPE)
+    layers.latent_keys(model, q_rank=Q_RANK, kv_rank=_KV_RANK, rope=ROPE)
     model.key(
         attention__indexer__head_count=_HEADS,
         attention__indexer__key_length=_SIZE,
@@ -24,7 +25,7 @@ def sparse_keys(model: Draft) -> None:
 
 def sparse_attention(model: Draft, prefix: str, *, chooses: bool = True) -> None:
     """Add latent attention; a layer that does not choose takes the choice of the one before."""
-    layers.latent_attention(model, prefix, q_rank=_Q_RANK, kv_rank=_KV_RANK, rope=_ROPE)
+    layers.latent_attention(model, prefix, q_rank=Q_RANK, kv_rank=_KV_RANK, rope=ROPE)
     if not chooses:
         return
     embedding, index = model.shape.embedding, prefix + "indexer."
@@ -32,4 +33,4 @@ def sparse_attention(model: Draft, prefix: str, *, chooses: bool = True) -> None
     model.noise(index + "k_norm.bias", _SIZE, std=0.1)
     model.matrix(index + "proj", _HEADS, embedding)
     model.matrix(index + "attn_k", _SIZE, embedding)
-    model.matrix(index + "attn_q_b", _HEADS * _SIZE, _Q_RANK)
+    model.matrix(index + "attn_q_b", _HEADS * _SIZE, Q_RANK)

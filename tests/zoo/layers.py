@@ -128,26 +128,35 @@ def yarn_keys(model: Draft, *, log_multiplier: float = 0.0) -> None:
 
 
 def latent_attention(
-    model: Draft, prefix: str, *, q_rank: int, kv_rank: int, rope: int, value_size: int = 0
+    model: Draft,
+    prefix: str,
+    *,
+    q_rank: int,
+    kv_rank: int,
+    rope: int,
+    value_size: int = 0,
+    heads: int = 0,
+    plain: int = 0,
 ) -> None:
     """Add multi-head latent attention, its up-projections split per head as newer files have it.
 
-    Without a `q_rank` the queries come from one matrix.
+    Without a `q_rank` the queries come from one matrix. `plain` is the part of a head that is not
+    rotated; it, the heads and the size of their values come from the shape unless they are given.
     """
-    shape = model.shape
-    plain = shape.head_size
+    embedding = model.shape.embedding
+    heads, plain = heads or model.shape.heads, plain or model.shape.head_size
     value = value_size or plain
     if q_rank:
-        model.matrix(prefix + "attn_q_a", q_rank, shape.embedding)
+        model.matrix(prefix + "attn_q_a", q_rank, embedding)
         model.norm(prefix + "attn_q_a_norm", q_rank)
-        model.matrix(prefix + "attn_q_b", shape.heads * (plain + rope), q_rank)
+        model.matrix(prefix + "attn_q_b", heads * (plain + rope), q_rank)
     else:
-        model.matrix(prefix + "attn_q", shape.heads * (plain + rope), shape.embedding)
-    model.matrix(prefix + "attn_kv_a_mqa", kv_rank + rope, shape.embedding)
+        model.matrix(prefix + "attn_q", heads * (plain + rope), embedding)
+    model.matrix(prefix + "attn_kv_a_mqa", kv_rank + rope, embedding)
     model.norm(prefix + "attn_kv_a_norm", kv_rank)
-    model.matrix(prefix + "attn_k_b", shape.heads, kv_rank, plain)
-    model.matrix(prefix + "attn_v_b", shape.heads, value, kv_rank)
-    model.matrix(prefix + "attn_output", shape.embedding, shape.heads * value, gain=0.7)
+    model.matrix(prefix + "attn_k_b", heads, kv_rank, plain)
+    model.matrix(prefix + "attn_v_b", heads, value, kv_rank)
+    model.matrix(prefix + "attn_output", embedding, heads * value, gain=0.7)
 
 
 def next_token_head(
