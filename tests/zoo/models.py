@@ -30,6 +30,7 @@ from zoo.families import (
     qwen,
     qwen_hybrid,
     tencent,
+    windowed,
 )
 from zoo.model import ZooModel
 
@@ -54,6 +55,7 @@ _FAMILIES = (
     qwen,
     qwen_hybrid,
     tencent,
+    windowed,
 )
 
 ARCHITECTURES: dict[str, ZooModel] = {
