@@ -12,7 +12,8 @@ _INTERVAL = 2
 """Every second layer has full attention."""
 
 
-def _keys(model: Draft) -> None:
+def keys(model: Draft) -> None:
+    """Add the keys of attention, experts and delta nets."""
     layers.grouped_query_keys(model)
     layers.expert_keys(
         model,
@@ -29,7 +30,7 @@ def _keys(model: Draft) -> None:
     )
 
 
-def _delta_net(model: Draft, prefix: str) -> None:
+def delta_net(model: Draft, prefix: str) -> None:
     """Add a gated delta net, but for what says how fast it forgets and learns."""
     embedding, values = model.shape.embedding, _VALUE_HEADS * _STATE
     mixed = 2 * _KEY_HEADS * _STATE + values
@@ -43,7 +44,7 @@ def _delta_net(model: Draft, prefix: str) -> None:
     model.matrix(prefix + "ssm_out", embedding, values)
 
 
-def _gated_attention(model: Draft, prefix: str) -> None:
+def gated_attention(model: Draft, prefix: str) -> None:
     """Add attention whose queries come with a gate for the output."""
     shape = model.shape
     width, keys = shape.heads * shape.head_size, shape.kv_heads * shape.head_size
@@ -55,10 +56,9 @@ def _gated_attention(model: Draft, prefix: str) -> None:
     model.norm(prefix + "attn_k_norm", shape.head_size)
 
 
-def _feed_forward(model: Draft, layer: int) -> None:
+def feed_forward(model: Draft, layer: int) -> None:
     """Add routed experts, and a shared one whose output each token scales."""
     shape, prefix = model.shape, f"blk.{layer}."
-    model.norm(prefix + "post_attention_norm", shape.embedding)
     layers.router(model, prefix)
     layers.experts(model, layer)
     model.noise(prefix + "ffn_gate_inp_shexp.weight", shape.embedding, std=shape.embedding**-0.5)
@@ -69,51 +69,60 @@ def _is_recurrent(layer: int) -> bool:
     return (layer + 1) % _INTERVAL != 0
 
 
+def token_mixer(model: Draft, layer: int) -> None:
+    """Add what lets tokens see each other: attention, or a delta net with its two gates."""
+    prefix = f"blk.{layer}."
+    if not _is_recurrent(layer):
+        gated_attention(model, prefix)
+        return
+    delta_net(model, prefix)
+    model.matrix(prefix + "ssm_beta", _VALUE_HEADS, model.shape.embedding)
+    model.matrix(prefix + "ssm_alpha", _VALUE_HEADS, model.shape.embedding)
+
+
+def _norms(model: Draft, prefix: str) -> None:
+    model.norm(prefix + "attn_norm", model.shape.embedding)
+    model.norm(prefix + "post_attention_norm", model.shape.embedding)
+
+
 def qwen3next(model: Draft) -> None:
     """Delta nets whose two gates share a matrix, gated attention, a gated shared expert."""
     shape = model.shape
     layers.common(model)
-    _keys(model)
+    keys(model)
     for i in range(shape.layers):
         prefix = f"blk.{i}."
-        model.norm(prefix + "attn_norm", shape.embedding)
+        _norms(model, prefix)
         if _is_recurrent(i):
-            _delta_net(model, prefix)
+            delta_net(model, prefix)
             model.matrix(prefix + "ssm_ba", 2 * _VALUE_HEADS, shape.embedding)
         else:
-            _gated_attention(model, prefix)
-        _feed_forward(model, i)
+            gated_attention(model, prefix)
+        feed_forward(model, i)
 
 
 def qwen35moe(model: Draft) -> None:
     """The same with separate gates and rotation in sections, and a layer that is never used."""
-    shape = model.shape
+    last = model.shape.layers
     layers.common(model)
-    _keys(model)
-    # Token, height and width of pictures; text uses the first for all. The sum is half of what
-    # is rotated.
-    model.key(block_count=shape.layers + 1, nextn_predict_layers=1)
+    keys(model)
+    sections(model)
+    model.key(block_count=last + 1, nextn_predict_layers=1)
+    for i in range(last):
+        _norms(model, f"blk.{i}.")
+        token_mixer(model, i)
+        feed_forward(model, i)
+    # It drafts the token after the next, and is never computed here.
+    _norms(model, f"blk.{last}.")
+    gated_attention(model, f"blk.{last}.")
+    feed_forward(model, last)
+    layers.next_token_head(model, f"blk.{last}.")
+
+
+def sections(model: Draft) -> None:
+    """Rotate by time, height and width, as pictures need it; for text all three are the same."""
+    # Their sum is half of what is rotated.
     model.key(rope__dimension_sections=[4, 2, 2, 0])
-    for i in range(shape.layers):
-        prefix = f"blk.{i}."
-        model.norm(prefix + "attn_norm", shape.embedding)
-        if _is_recurrent(i):
-            _delta_net(model, prefix)
-            model.matrix(prefix + "ssm_beta", _VALUE_HEADS, shape.embedding)
-            model.matrix(prefix + "ssm_alpha", _VALUE_HEADS, shape.embedding)
-        else:
-            _gated_attention(model, prefix)
-        _feed_forward(model, i)
-    _next_token_layer(model, shape.layers)
-
-
-def _next_token_layer(model: Draft, layer: int) -> None:
-    """Add the layer that drafts the token after the next: it is in the file, but never computed."""
-    prefix = f"blk.{layer}."
-    model.norm(prefix + "attn_norm", model.shape.embedding)
-    _gated_attention(model, prefix)
-    _feed_forward(model, layer)
-    layers.next_token_head(model, prefix)
 
 
 _SHAPE = Shape(layers=4)
