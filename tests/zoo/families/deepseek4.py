@@ -9,13 +9,12 @@ from zoo.draft import Draft
 from zoo.encoding import generator
 from zoo.model import ZooModel
 from zoo.shape import Shape
+from zoo.streams import STREAMS, mix_streams, stream_keys
 from zoo.tokenizer import vocabulary
 
 _Q_RANK, _ROPE = 48, 16
 _OUTPUT_RANK, _OUTPUT_GROUPS = 32, 2
 _INDEX_HEADS, _INDEX_SIZE, _CHOSEN = 4, 64, 4
-_STREAMS = 4
-_MIXES = (2 + _STREAMS) * _STREAMS
 _HASHED_LAYERS = 1
 # How many positions become one: none, few with an indexer, or many.
 _RATIOS = (0, 4, 128, 4)
@@ -28,23 +27,24 @@ def deepseek4(model: Draft) -> None:
     layers.shared_expert_keys(model, gating=layers.SQRT_SOFTPLUS, scale=1.5)
     layers.yarn_keys(model)
     _attention_keys(model)
+    stream_keys(model)
     model.key(
-        embedding_length_out=shape.embedding * _STREAMS,
+        embedding_length_out=shape.embedding * STREAMS,
         hash_layer_count=_HASHED_LAYERS,
         swiglu_clamp_exp=[1.0] * shape.layers,
         swiglu_clamp_shexp=[1.0] * shape.layers,
     )
-    width = shape.embedding * _STREAMS
-    model.noise("output_hc_fn.weight", _STREAMS, width, std=width**-0.5)
-    model.noise("output_hc_base.weight", _STREAMS, std=0.5)
+    width = shape.embedding * STREAMS
+    model.noise("output_hc_fn.weight", STREAMS, width, std=width**-0.5)
+    model.noise("output_hc_base.weight", STREAMS, std=0.5)
     model.noise("output_hc_scale.weight", 1, std=0.1, mean=1.0)
     for i in range(shape.layers):
         prefix = f"blk.{i}."
-        _streams(model, prefix + "hc_attn")
+        mix_streams(model, prefix + "hc_attn")
         model.norm(prefix + "attn_norm", shape.embedding)
         _attention(model, prefix)
         _compressor(model, prefix, _RATIOS[i])
-        _streams(model, prefix + "hc_ffn")
+        mix_streams(model, prefix + "hc_ffn")
         model.norm(prefix + "ffn_norm", shape.embedding)
         layers.dense_or_routed(model, i, biased=i >= _HASHED_LAYERS)
         if i < _HASHED_LAYERS:
@@ -66,9 +66,6 @@ def _attention_keys(model: Draft) -> None:
         attention__indexer__head_count=_INDEX_HEADS,
         attention__indexer__key_length=_INDEX_SIZE,
         attention__indexer__top_k=_CHOSEN,
-        hyper_connection__count=_STREAMS,
-        hyper_connection__sinkhorn_iterations=5,
-        hyper_connection__epsilon=1e-6,
         rope__dimension_count=_ROPE,
         rope__freq_base=10000.0,
     )
@@ -105,14 +102,6 @@ def _weighted_mean(model: Draft, name: str, size: int, overlap: int, ratio: int)
     model.matrix(name + "_gate", overlap * size, model.shape.embedding)
     model.noise(name + "_ape.weight", ratio, overlap * size, std=0.5)
     model.norm(name + "_norm", size)
-
-
-def _streams(model: Draft, name: str) -> None:
-    """Add what mixes the streams before and after a sub-layer."""
-    width = model.shape.embedding * _STREAMS
-    model.noise(name + "_fn.weight", _MIXES, width, std=width**-0.5)
-    model.noise(name + "_base.weight", _MIXES, std=0.5)
-    model.noise(name + "_scale.weight", 3, std=0.1, mean=1.0)
 
 
 def _experts_of_tokens(model: Draft, prefix: str) -> None:

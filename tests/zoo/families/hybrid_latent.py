@@ -5,14 +5,11 @@ from __future__ import annotations
 import dataclasses
 
 from zoo import layers
+from zoo.delta_net import HEAD, KERNEL, delta_net, low_rank
 from zoo.draft import Draft
 from zoo.model import ZooModel
 from zoo.shape import Shape
 
-_KERNEL = 4
-"""Tokens under a convolution, the present one included."""
-_HEAD = 16
-"""Width of a head of the delta net."""
 _QUERY, _LATENT, _ROTATED = 48, 32, 16
 """Widths of latent attention: compressed queries, the latent, and the part that can be rotated."""
 
@@ -23,28 +20,9 @@ def _keys(model: Draft, has_attention: list[bool], *, q_rank: int = 0) -> None:
     layers.shared_expert_keys(model, gating=layers.SIGMOID, scale=2.5)
     model.key(
         attention__head_count_kv=[int(here) for here in has_attention],
-        ssm__conv_kernel=_KERNEL,
-        kda__head_dim=_HEAD,
+        ssm__conv_kernel=KERNEL,
+        kda__head_dim=HEAD,
     )
-
-
-def _delta_net(model: Draft, prefix: str, decay_shape: tuple[int, ...], *, forget: float) -> None:
-    """Add a delta net, but for its gates. `forget` moves the rate at which it forgets."""
-    heads, embedding = model.shape.heads, model.shape.embedding
-    width = heads * _HEAD
-    for name in ("q", "k", "v"):
-        model.matrix(f"{prefix}attn_{name}", width, embedding)
-        model.noise(f"{prefix}ssm_conv1d_{name}.weight", 1, width, 1, _KERNEL, std=0.5)
-    model.matrix(prefix + "ssm_beta", heads, embedding)
-    model.noise(prefix + "ssm_a", *decay_shape, std=0.1, mean=-1.0)
-    model.noise(prefix + "ssm_dt.bias", width, std=0.5, mean=forget)
-    model.norm(prefix + "ssm_norm", _HEAD)
-    model.matrix(prefix + "attn_output", embedding, width)
-
-
-def _low_rank(model: Draft, name: str) -> None:
-    model.matrix(f"{name}_a", _HEAD, model.shape.embedding)
-    model.matrix(f"{name}_b", model.shape.heads * _HEAD, _HEAD)
 
 
 def kimi_linear(model: Draft) -> None:
@@ -59,9 +37,9 @@ def kimi_linear(model: Draft) -> None:
         if has_attention[i]:
             layers.latent_attention(model, prefix, q_rank=0, kv_rank=_LATENT, rope=_ROTATED)
         else:
-            _delta_net(model, prefix, (1, 1, shape.heads, 1), forget=0.0)
-            _low_rank(model, prefix + "ssm_f")
-            _low_rank(model, prefix + "ssm_g")
+            delta_net(model, prefix, (1, 1, shape.heads, 1), forget=0.0)
+            low_rank(model, prefix + "ssm_f")
+            low_rank(model, prefix + "ssm_g")
         model.norm(prefix + "ffn_norm", shape.embedding)
         layers.dense_or_routed(model, i)
 
@@ -88,9 +66,9 @@ def kimi_k3(model: Draft) -> None:
             layers.latent_attention(model, prefix, q_rank=_QUERY, kv_rank=_LATENT, rope=_ROTATED)
             model.matrix(prefix + "attn_gate", shape.heads * shape.head_size, shape.embedding)
         else:
-            _delta_net(model, prefix, (shape.heads,), forget=-2.0)
-            _low_rank(model, prefix + "ssm_f")
-            model.matrix(prefix + "ssm_g", shape.heads * _HEAD, shape.embedding)
+            delta_net(model, prefix, (shape.heads,), forget=-2.0)
+            low_rank(model, prefix + "ssm_f")
+            model.matrix(prefix + "ssm_g", shape.heads * HEAD, shape.embedding)
         model.norm(prefix + "ffn_norm", shape.embedding)
         _looks_back(model, prefix + "ffn_res_score")
         _dense_or_latent(model, i)
@@ -139,9 +117,9 @@ def bailingmoe3(model: Draft) -> None:
             layers.latent_attention(model, prefix, q_rank=0, kv_rank=_LATENT, rope=_ROTATED)
             model.matrix(prefix + "attn_gate", shape.heads, shape.embedding)
         else:
-            _delta_net(model, prefix, (shape.heads, 1), forget=2.0)
-            model.matrix(prefix + "ssm_f_a", shape.heads * _HEAD, shape.embedding)
-            model.matrix(prefix + "ssm_g_a", shape.heads * _HEAD, shape.embedding)
+            delta_net(model, prefix, (shape.heads, 1), forget=2.0)
+            model.matrix(prefix + "ssm_f_a", shape.heads * HEAD, shape.embedding)
+            model.matrix(prefix + "ssm_g_a", shape.heads * HEAD, shape.embedding)
         model.norm(prefix + "ffn_norm", shape.embedding)
         layers.dense_or_routed(model, i)
     layers.next_token_head(model, f"blk.{shape.layers}.", last_norm="layer_output_norm")
