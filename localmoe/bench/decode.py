@@ -64,6 +64,9 @@ class _Measurement:
                 **_samples(forced, resident, device),
                 "resident_unknown": None if resident else why_unknown,
                 "prefill_tokens_per_second": self.request.prompt_tokens / prefill_seconds,
+                "prefill_chunk_tokens": self.engine.plan.prefill_chunk_tokens,
+                "prefill_split_layers": before.split_layers,
+                "prefill_split_seconds": before.split_seconds,
             },
         }
 

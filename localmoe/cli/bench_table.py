@@ -51,11 +51,20 @@ def _expert_rows(answer: Answer) -> list[tuple[str, str]]:
         ("found in memory", f"{answer['hit_rate']:.1%}"),
         ("read per token", _megabytes(answer["bytes_read_per_token"])),
         ("waited per token", f"{1e3 * answer['stall_seconds_per_token']:.1f} ms"),
+        *_split_rows(answer["extra"]),
         ("device alone", f"{answer['device_bytes_per_second'] / 1e9:.2f} GB/s"),
         ("all experts in memory", _speed(answer["resident_tokens_per_second"])),
         ("limit of this machine", _speed(answer["limit_tokens_per_second"])),
         ("reached", _share(answer["fraction_of_limit"])),
     ]
+
+
+def _split_rows(extra: Answer) -> list[tuple[str, str]]:
+    """Say what it cost that prefill steps touched more experts than there are slots."""
+    if not extra["prefill_split_layers"]:
+        return []
+    seconds = extra["prefill_split_seconds"]
+    return [("prefill in passes", f"{extra['prefill_split_layers']} layers, {seconds:.2f} s")]
 
 
 def explanation(answer: Answer) -> str:

@@ -41,7 +41,12 @@ def stats_of(engine: Engine, usage: Usage) -> dict[str, object]:
         "peak_rss_bytes": peak_rss_bytes(),
         "budget_bytes": engine.plan.budget_bytes,
         "load_seconds": engine.load_seconds,
-        "prefill": {"tokens": usage.prefill.tokens, **figures(usage.prefill)},
+        "prefill": {
+            "tokens": usage.prefill.tokens,
+            **figures(usage.prefill),
+            "split_layers": usage.prefill.stats.split_layers,
+            "split_seconds": usage.prefill.stats.split_seconds,
+        },
     }
 
 
@@ -69,6 +74,9 @@ def status_line(engine: Engine, usage: Usage) -> str:
         words.append(f"{usage.decode.tokens_per_second:.1f} tok/s")
         if engine.plan.streams:
             words.append(f"{usage.decode.stats.hit_rate:.0%} of experts from memory")
+    if usage.prefill.stats.split_layers:
+        seconds = usage.prefill.stats.split_seconds
+        words.append(f"{seconds:.1f} s of the prompt spent on passes, for want of memory")
     return ", ".join(words).replace("%", " %")
 
 

@@ -57,6 +57,7 @@ def test_json_has_the_promised_keys_and_figures_that_fit_together(
     answer = answer_of(bench(str(zoo_model("qwen3moe")), *SHORT, "--slots", "20", "--json"))
     assert set(answer) == KEYS | {"extra"}
     extra = answer["extra"]
+    assert extra["prefill_split_layers"] == 0
     assert extra["streams"]
     assert answer["slots"] <= 20
     assert 0 < answer["hit_rate"] < 1
@@ -145,3 +146,25 @@ def test_a_dense_model_is_measured_without_rows_about_experts(
     assert (done.returncode, done.stderr) == (0, "")
     assert "expert" not in done.stdout
     assert done.stdout.splitlines()[-1].startswith("A dense model")
+
+
+def test_prefill_in_passes_is_reported_with_its_cost(bench: Bench, zoo_model: ZooModel) -> None:
+    arguments = (str(zoo_model("qwen3moe")), *SHORT, "--prompt-tokens", "40", "--slots", "4")
+    extra = answer_of(bench(*arguments, "--json"))["extra"]
+    assert extra["prefill_chunk_tokens"] >= 40
+    assert extra["prefill_split_layers"] >= 2
+    assert extra["prefill_split_seconds"] > 0
+    table = bench(*arguments).stdout
+    assert f"{extra['prefill_split_layers']} layers" in table
+
+
+def test_the_type_of_the_cache_reaches_both_sides(bench: Bench, zoo_model: ZooModel) -> None:
+    model = str(zoo_model("qwen3moe"))
+    hashes = set()
+    for kv_type in ("f16", "q8_0"):
+        peer = ("--peer", "ram", "--peer-tokens", "3", "--kv-type", kv_type)
+        answer = answer_of(bench(model, *SHORT, "--slots", "20", *peer, "--json"))
+        assert answer["peer"]["logits_equal"] is True
+        assert answer["extra"]["plan"]["kv_type"] == kv_type
+        hashes.add(answer["logits_sha256"])
+    assert len(hashes) == 2

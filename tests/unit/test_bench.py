@@ -70,7 +70,8 @@ def test_percentile_is_a_sample() -> None:
 
 
 def test_the_table_says_when_the_limit_is_unknown() -> None:
-    answer = {"resident_tokens_per_second": None, "extra": {"resident_unknown": "the reason"}}
+    extra = {"resident_unknown": "the reason", "model": {"experts": 4}}
+    answer = {"resident_tokens_per_second": None, "extra": extra}
     assert explanation(answer) == "The limit is unknown: the reason."
 
 

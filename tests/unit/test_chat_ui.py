@@ -198,6 +198,8 @@ def test_stats_of_a_dense_model_speak_of_no_hits() -> None:
     assert figures["prefill"] == {
         "tokens": session.usage.prefill.tokens,
         **dict.fromkeys(("hit_rate", "bytes_read_per_token", "stall_seconds_per_token")),
+        "split_layers": 0,
+        "split_seconds": 0,
     }
 
 
