@@ -102,6 +102,7 @@ def test_raw_sends_the_prompt_alone(run: Run, demo_model_path: Path) -> None:
         (("MODEL", "Hi", "--temperature", "-1"), 2, "--temperature"),
         (("MODEL", "Hi", "--threads", "0"), 2, "--threads"),
         (("MODEL", "Hi", "--top-k", "many"), 2, "--top-k"),
+        (("MODEL", "Hi", "--kv-type", "q5_1"), 2, "--kv-type"),
         (("MODEL", "Hi", "--nonsense"), 2, "--nonsense"),
         (("What", "is"), 2, "quotes"),
         (("MODEL", "Hi", "more"), 2, "more"),
