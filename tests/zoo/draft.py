@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from gguf import GGMLQuantizationType, GGUFWriter
+from gguf import GGMLQuantizationType, GGUFValueType, GGUFWriter
 
 from zoo.encoding import encode, generator
 from zoo.shape import Shape
@@ -16,6 +16,10 @@ from zoo.tokenizer import add_tokenizer, vocabulary
 
 Key = int | float | bool | str | list[int] | list[float] | list[bool]
 """A value of a GGUF key; lists have one element per layer or section."""
+
+
+class Wide(list[int]):
+    """Numbers that a GGUF key holds with 64 bits each."""
 
 
 class Draft:
@@ -90,6 +94,8 @@ class Draft:
                 writer.add_uint32(name, value)
             elif isinstance(value, float):
                 writer.add_float32(name, value)
+            elif isinstance(value, Wide):
+                writer.add_key_value(name, value, GGUFValueType.ARRAY, GGUFValueType.UINT64)
             elif isinstance(value, list):
                 writer.add_array(name, value)
             else:

@@ -65,14 +65,15 @@ def feed_forward(model: Draft, layer: int) -> None:
     layers.gated(model, prefix, "_shexp", shape.expert_feed_forward * 2)
 
 
-def _is_recurrent(layer: int) -> bool:
+def is_recurrent(layer: int) -> bool:
+    """Tell a delta net from attention."""
     return (layer + 1) % _INTERVAL != 0
 
 
 def token_mixer(model: Draft, layer: int) -> None:
     """Add what lets tokens see each other: attention, or a delta net with its two gates."""
     prefix = f"blk.{layer}."
-    if not _is_recurrent(layer):
+    if not is_recurrent(layer):
         gated_attention(model, prefix)
         return
     delta_net(model, prefix)
@@ -93,7 +94,7 @@ def qwen3next(model: Draft) -> None:
     for i in range(shape.layers):
         prefix = f"blk.{i}."
         _norms(model, prefix)
-        if _is_recurrent(i):
+        if is_recurrent(i):
             delta_net(model, prefix)
             model.matrix(prefix + "ssm_ba", 2 * _VALUE_HEADS, shape.embedding)
         else:
