@@ -14,6 +14,7 @@ from localmoe.settings import KvType
 _GGML_TYPES: Mapping[KvType, int] = {"f16": 1, "q4_0": 2, "q8_0": 8}
 _OVERRIDE_INT = 0  # LLAMA_KV_OVERRIDE_TYPE_INT
 _LOAD_MODE_NONE, _LOAD_MODE_MMAP = 0, 1
+_LAZY_MODE_OFF = 0  # a large tensor would be mapped from the skeleton, which has no data
 _OUTPUT_NBYTES = 64 << 20
 
 
@@ -37,7 +38,7 @@ def open_model(
     params = L.llama_model_default_params()
     # The file's own layout: repacked copies of the weights could not be streamed.
     params.n_gpu_layers, params.use_extra_bufts = 0, False
-    params.no_alloc = dry
+    params.no_alloc, params.lazy_mode = dry, _LAZY_MODE_OFF
     params.load_mode = _LOAD_MODE_NONE if dry else _LOAD_MODE_MMAP
     if overrides is not None:
         where = C.addressof(params) + type(params).tensor_buft_overrides.offset
