@@ -56,7 +56,7 @@ class WeightBuffers:
         self.error: BaseException | None = None
         self.before_mapping: Callable[[], None] = lambda: None
         self._allocate, self._slack, self._on_bytes = allocate, slack_nbytes, on_bytes
-        self._unused = unused
+        self._unused, self._first = unused, dict[str, int]()
         self._label = C.create_string_buffer(label.encode())
         self._set_tensor = SET_TENSOR(self._note_tensor)
         self._type = BufferType(
@@ -85,7 +85,8 @@ class WeightBuffers:
     def _alloc_size(self, _type: int | None, tensor: int) -> int:
         # Streamed experts take their place in the slots later: here only a token of it.
         t = Tensor.from_address(tensor)
-        if not self._allocate or _name(t) in self._unused:
+        is_first = self._first.setdefault(_name(t), tensor) == tensor
+        if not self._allocate or not is_first or _name(t) in self._unused:
             return _ALIGNMENT_NBYTES
         return round_up(t.nb[3] * t.ne[3], _ALIGNMENT_NBYTES) + self._slack
 
@@ -107,7 +108,11 @@ class WeightBuffers:
 
     def _note_tensor(self, _buffer: int, tensor: int, _data: int, _offset: int, _n: int) -> None:
         name = _name(Tensor.from_address(tensor))
-        if name not in self._unused:
+        first = self._first[name]
+        if first != tensor:
+            # The embedding may be the output matrix, too: one tensor of the file, two structures.
+            Tensor.from_address(tensor).data = Tensor.from_address(first).data
+        elif name not in self._unused:
             self.tensors[name] = tensor
 
     def _guarded(self, action: Callable[[], None]) -> None:
