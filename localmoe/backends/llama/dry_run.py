@@ -21,7 +21,8 @@ from localmoe.settings import KvType
 CHUNK_CANDIDATES = (512, 256, 128, 64, 32, 16, 8, 4, 2, 1)
 _TIMEOUT_SECONDS = 120
 _ENTRY = "from localmoe.backends.llama.dry_run import child; child()"
-_CACHE_SIZE = re.compile(r"^\w+:.*?\bsize = +([\d.]+) MiB \(")
+_CACHE_SIZE = re.compile(r"^\w+: (?:.*, )?size = +([\d.]+) MiB(?: \(|$)")
+"""Of a KV cache, of recurrent states, and of DeepSeek-V4's compressors, which name it last."""
 _COMPUTE_SIZE = re.compile(r"compute buffer size = +([\d.]+) MiB")
 _OUTPUT_SIZE = re.compile(r"output buffer size = +([\d.]+) MiB")
 
