@@ -41,8 +41,10 @@ RANGES: dict[str, tuple[float, float]] = {
     "attention.group_norm_epsilon": (0, 1),
     "rope.dimension_count": (0, 1 << 16),
     "rope.dimension_count_swa": (0, 1 << 16),
+    "rope.dimension_sections": (0, 1 << 16),
     "rope.freq_base": (1e-3, 1e30),
     "rope.freq_base_swa": (1e-3, 1e30),
+    "rope.scaling.attn_factor": (0, 1e3),
     "rope.scaling.factor": (0, 1e9),
     "rope.scale_linear": (0, 1e9),
     "rope.scaling.yarn_log_multiplier": (-100, 100),
@@ -55,6 +57,8 @@ RANGES: dict[str, tuple[float, float]] = {
 }
 """Least and most of a key, for each element if it is an array."""
 
+_GRANITE = "granite granite_swa granitehybrid granitemoe graniteswitch minicpm"
+
 ARCHITECTURE_RANGES: dict[str, dict[str, tuple[float, float]]] = {
     # The loader takes experts in every layer, but the graph would leave most of them out.
     "ernie4_5-moe": {"interleave_moe_layer_step": (1, 1)},
@@ -62,6 +66,9 @@ ARCHITECTURE_RANGES: dict[str, dict[str, tuple[float, float]]] = {
     "llama4": {"attention.sliding_window": (1, MAX_CONTEXT_TOKENS)},
     # The loader takes experts, the graph leaves them out.
     "refact": {"expert_count": (0, 0)},
+    # Divided by.
+    "grok": {"attn_logit_softcapping": (1e-6, 1e9)},
+    **dict.fromkeys(_GRANITE.split(), {"logit_scale": (1e-6, 1e9)}),
 }
 """The same, narrower, for what one architecture of llama.cpp aborts on or computes wrongly."""
 
@@ -80,6 +87,7 @@ afmoe bailingmoe2 bitnet chatglm cohere2 command-r glm4 glm4moe gpt-oss gptneox 
 minimax-m3 muse-glimmer nanbeige nemotron openelm phi2 phi3 phimoe qwen qwen35 qwen35moe qwen3next
 spark2_5 stablelm
 """
+_ROTATION_IN_SECTIONS = "paddleocr qwen2vl qwen35 qwen35moe qwen3vl qwen3vlmoe qwen4exp"
 _UNEQUAL_HEADS = "falcon-h1 gemma gemma2 gemma3 gemma3n gemma4 minicpm3 plamo2 plamo3 plm"
 _NO_ROTATION = "bloom gpt2 granitehybrid jais mpt nemotron_h nemotron_h_moe refact starcoder"
 
@@ -93,6 +101,9 @@ ROTATES = _ROTATES_EQUAL_HEADS | frozenset(_UNEQUAL_HEADS.split())
 
 EQUAL_HEADS = _ROTATES_EQUAL_HEADS | frozenset(_NO_ROTATION.split())
 """Architectures whose graph asserts that keys and values are equally wide."""
+
+ROTATES_IN_SECTIONS = frozenset(_ROTATION_IN_SECTIONS.split())
+"""Architectures that abort without rope.dimension_sections."""
 
 LATENT = frozenset(("deepseek2", "deepseek32", "glm-dsa"))
 """Architectures that cache one latent vector for all heads, with the rotated part behind it."""

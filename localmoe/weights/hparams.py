@@ -23,6 +23,7 @@ from localmoe.weights.hparam_limits import (
     RANGES,
     ROPE_SCALINGS,
     ROTATES,
+    ROTATES_IN_SECTIONS,
     ROTATES_WHOLE_HEAD,
     WITHOUT_ATTENTION,
 )
@@ -47,15 +48,16 @@ class _Hparams:
             value = value[0] if value else default
         return value if isinstance(value, int) else default
 
-    def per_layer(self, key: str, n_layers: int) -> tuple[int, ...] | None:
+    def elements(self, key: str, count: int) -> tuple[int, ...] | None:
+        """Return so many numbers: those of an array, or the same one again and again."""
         value = self.value(key)
         if value is None:
             return None
         if isinstance(value, tuple):
-            if len(value) != n_layers:
-                raise self.error(key, f"should have {n_layers} elements, one per layer", value)
+            if len(value) != count:
+                raise self.error(key, f"should have {count} elements", value)
             return tuple(int(element) for element in value)
-        return (self.integer(key, 0),) * n_layers
+        return (self.integer(key, 0),) * count
 
     def error(self, key: str, wanted: str, found: object) -> ModelFormatError:
         return ModelFormatError(
@@ -109,8 +111,8 @@ def _check_finite(hparams: _Hparams) -> None:
 
 def _check_heads(hparams: _Hparams) -> None:
     n_layers = hparams.integer("block_count", 1)
-    heads = hparams.per_layer("attention.head_count", n_layers) or ()
-    kv_heads = hparams.per_layer("attention.head_count_kv", n_layers) or heads
+    heads = hparams.elements("attention.head_count", n_layers) or ()
+    kv_heads = hparams.elements("attention.head_count_kv", n_layers) or heads
     if not any(heads) and hparams.architecture not in WITHOUT_ATTENTION:
         raise hparams.error("attention.head_count", "should be above zero", 0)
     for n_heads, n_kv_heads in zip(heads, kv_heads, strict=True):
@@ -138,6 +140,24 @@ def _check_head_widths(hparams: _Hparams) -> None:
         raise hparams.error("rope.dimension_count", f"should be {key_width}", rotated)
     if hparams.architecture in ROTATES and not rotated:
         raise hparams.error("rope.dimension_count", "should be above zero", rotated)
+    _check_rope_sections(hparams, rotated)
+
+
+def _check_rope_sections(hparams: _Hparams, rotated: int) -> None:
+    """Check how many pairs of a head turn with time, height, width and one axis more."""
+    key = "rope.dimension_sections"
+    sections = hparams.elements(key, 4) or (0,)
+    if sum(sections) > rotated:
+        raise hparams.error(key, f"should add up to {rotated} at most", sections)
+    if hparams.architecture in ROTATES_IN_SECTIONS and not any(sections[:3]):
+        raise hparams.error(key, "should not be zero in the first three", sections)
+
+
+def _check_rope_pattern(hparams: _Hparams) -> None:
+    """Check that some layer rotates: a graph that none does has no use for the positions it has."""
+    pattern = hparams.value("attention.rope_pattern")
+    if isinstance(pattern, tuple) and not any(pattern):
+        raise hparams.error("attention.rope_pattern", "should have a layer that rotates", pattern)
 
 
 def _check_latent_attention(hparams: _Hparams) -> None:
@@ -209,6 +229,7 @@ _CHECKS: tuple[Callable[[_Hparams], None], ...] = (
     _check_finite,
     _check_heads,
     _check_head_widths,
+    _check_rope_pattern,
     _check_latent_attention,
     _check_rope_scaling,
     _check_expert_groups,

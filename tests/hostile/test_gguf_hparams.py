@@ -86,6 +86,11 @@ def zoo_names() -> list[str]:
         ("rope.dimension_count", "u32", 6),
         ("rope.dimension_count", "u32", 7),
         ("rope.dimension_count", "u32", 10),
+        ("rope.dimension_sections", "[i32]", [4, 4, 4, 4]),
+        ("rope.dimension_sections", "[i32]", [-1, 1, 1, 1]),
+        ("rope.dimension_sections", "[i32]", [1, 1, 1]),
+        ("attention.rope_pattern", "[bool]", [False, False, False]),
+        ("rope.scaling.attn_factor", "f32", 1e30),
         ("rope.freq_base", "f32", -1.0),
         ("rope.freq_base", "f32", math.inf),
         ("rope.freq_base", "f32", 0.0),
@@ -130,22 +135,32 @@ def test_an_architecture_that_cannot_do_without_its_gating(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("architecture", "key", "value"),
+    ("architecture", "key", "kind", "value"),
     [
-        ("ernie4_5-moe", "interleave_moe_layer_step", 2),
-        ("llama4", "attention.sliding_window", 0),
-        ("refact", "expert_count", EXPERTS),
+        ("ernie4_5-moe", "interleave_moe_layer_step", "u32", 2),
+        ("granitemoe", "logit_scale", "f32", 0.0),
+        ("grok", "attn_logit_softcapping", "f32", 0.0),
+        ("llama4", "attention.sliding_window", "u32", 0),
+        ("qwen3vlmoe", "rope.dimension_sections", "[i32]", [0, 0, 0, 4]),
+        ("refact", "expert_count", "u32", EXPERTS),
     ],
 )
 def test_values_that_one_architecture_cannot_have(
-    tmp_path: Path, architecture: str, key: str, value: int
+    tmp_path: Path, architecture: str, key: str, kind: str, value: object
 ) -> None:
     refuse(
-        tiny(architecture).with_key(f"{architecture}.{key}", "u32", value),
+        tiny(architecture).with_key(f"{architecture}.{key}", kind, value),
         tmp_path,
         f"{architecture}.{key}",
     )
-    check(tiny().with_key(f"{A}.{key}", "u32", value), tmp_path)
+    check(tiny().with_key(f"{A}.{key}", kind, value), tmp_path)
+
+
+def test_rotation_without_sections(tmp_path: Path) -> None:
+    key = "qwen3vlmoe.rope.dimension_sections"
+    check(tiny("qwen3vlmoe").with_key(key, "[i32]", [2, 1, 1, 0]), tmp_path)
+    check(tiny("qwen3vlmoe").with_key(key, "i32", 1), tmp_path)
+    refuse(tiny("qwen3vlmoe"), tmp_path, key)
 
 
 @pytest.mark.parametrize(
