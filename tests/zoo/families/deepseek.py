@@ -198,6 +198,13 @@ MODELS = {
         stands_for="DeepSeek-MoE-16B",
         covers="a softmax's weights not normalised, two shared experts, leading dense layer",
     ),
+    "deepseek2-ocr": ZooModel(
+        "deepseek2-ocr",
+        deepseek,
+        dataclasses.replace(_SHAPE, head_size=16, kv_heads=4, shared_experts=2),
+        stands_for="DeepSeek-OCR, its part that writes",
+        covers="deepseek2's graph with plain attention, as many key heads as query heads",
+    ),
     "dots1": ZooModel(
         "dots1",
         dots1,
