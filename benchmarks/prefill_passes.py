@@ -2,7 +2,7 @@
 
     python benchmarks/prefill_passes.py [--model FILE.gguf] [--slots 48] [--experts-used 1]
 
-With few slots and experts_used 1 the synthetic model is like Llama 4: one large expert per layer and
+With few slots and experts_used 1 the synthetic model is like Llama 4: one large expert a layer and
 token. The peer is localmoe itself with chunks of as many tokens as no layer can ask too much for,
 the way it worked before it had passes. Both in turn, the same file, slots, tokens and threads; the
 device is read directly, so the page cache helps neither.
