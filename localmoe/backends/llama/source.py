@@ -15,6 +15,7 @@ from localmoe.weights.gguf import build_catalog
 from localmoe.weights.gguf_header import GgufHeader
 from localmoe.weights.hparams import check_hparams
 from localmoe.weights.shards import read_shards
+from localmoe.weights.token_tables import check_token_tables
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ def open_source(path: str | Path, experts_used: int | None) -> ModelSource:
     headers = read_shards(path)
     catalog = build_catalog(headers)
     check_hparams(headers)
+    check_token_tables(headers, catalog)
     if experts_used is not None:
         if not catalog.layers:
             raise SettingsError(
