@@ -105,7 +105,7 @@ EQUAL_HEADS = _ROTATES_EQUAL_HEADS | frozenset(_NO_ROTATION.split())
 ROTATES_IN_SECTIONS = frozenset(_ROTATION_IN_SECTIONS.split())
 """Architectures that abort without rope.dimension_sections."""
 
-LATENT = frozenset(("deepseek2", "deepseek32", "glm-dsa"))
+LATENT = frozenset(("deepseek2", "deepseek32", "glm-dsa", "mistral4"))
 """Architectures that cache one latent vector for all heads, with the rotated part behind it."""
 
 WITHOUT_ATTENTION = frozenset(("arwkv7", "mamba", "mamba2", "rwkv6", "rwkv6qwen2", "rwkv7"))
@@ -116,3 +116,6 @@ NEEDS_WINDOW = frozenset(("afmoe",))
 
 NEEDS_GATING = frozenset(("dots1", "minimax-m2", "smallthinker", "hy_v4"))
 """Architectures that abort without expert_gating_func."""
+
+SCALES_QUERIES = frozenset(("deepseek2", "mistral4"))
+"""Architectures that abort, when they compute, with attention.temperature_scale and no length."""

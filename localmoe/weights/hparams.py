@@ -25,6 +25,7 @@ from localmoe.weights.hparam_limits import (
     ROTATES,
     ROTATES_IN_SECTIONS,
     ROTATES_WHOLE_HEAD,
+    SCALES_QUERIES,
     WITHOUT_ATTENTION,
 )
 from localmoe.weights.tensor_checks import check_tensors
@@ -211,6 +212,16 @@ def _check_sliding_window(hparams: _Hparams) -> None:
         )
 
 
+def _check_query_scaling(hparams: _Hparams) -> None:
+    if hparams.architecture not in SCALES_QUERIES or not hparams.value(
+        "attention.temperature_scale"
+    ):
+        return
+    length = hparams.integer("attention.temperature_length", 0)
+    if not length:
+        raise hparams.error("attention.temperature_length", "should be above zero", length)
+
+
 def _check_blocks(hparams: _Hparams, headers: Sequence[GgufHeader]) -> None:
     """Refuse tensors of layers beyond the number that the metadata give."""
     n_layers = hparams.integer("block_count", 1)
@@ -234,4 +245,5 @@ _CHECKS: tuple[Callable[[_Hparams], None], ...] = (
     _check_rope_scaling,
     _check_expert_groups,
     _check_sliding_window,
+    _check_query_scaling,
 )

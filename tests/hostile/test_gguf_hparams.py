@@ -213,6 +213,13 @@ def test_an_architecture_that_crashes_without_a_window(tmp_path: Path) -> None:
     check(tiny("afmoe").with_key("afmoe.attention.sliding_window", "u32", 64), tmp_path)
 
 
+def test_queries_that_grow_with_their_position_need_a_step(tmp_path: Path) -> None:
+    raw = latent().with_key("deepseek2.attention.temperature_scale", "f32", 0.1)
+    refuse(raw, tmp_path, "temperature_length should be above zero, but is 0")
+    check(raw.with_key("deepseek2.attention.temperature_length", "u32", 8192), tmp_path)
+    check(tiny().with_key(f"{A}.attention.temperature_scale", "f32", 0.1), tmp_path)
+
+
 def test_no_rotation_at_all(tmp_path: Path) -> None:
     refuse(tiny("gpt-oss").with_key("gpt-oss.rope.dimension_count", "u32", 0), tmp_path, "above")
     key = "granitehybrid.rope.dimension_count"
