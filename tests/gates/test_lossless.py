@@ -9,7 +9,8 @@ llama.cpp computes an expert's product in another way when it has 8 rows or more
 the prefill chunks are long and short enough for both ways in every layout.
 
 Sizes of the cache, in experts: "evicting" holds one layer's choice, so that every layer evicts the
-one before; "fitting" holds what one token routes to; "roomy" holds all.
+one before and a prefill chunk is computed in passes; "fitting" holds what one token routes to;
+"roomy" holds all.
 """
 
 from __future__ import annotations
@@ -39,8 +40,10 @@ ZooModel = Callable[[str], Path]
 FloatArray = npt.NDArray[np.float32]
 
 CONTEXT = 128
-PREFILL = (1, 7, 32)
-"""Lengths of the prefill chunks, one after the other."""
+CHUNK = 32
+"""Tokens that an engine computes at once."""
+PREFILL = (1, 7, 40)
+"""Tokens of the first calls of `decode`; the last is cut into chunks of 32 and 8."""
 DECODE: dict[Logits, int] = {"all": 16, "last": 4}
 """Tokens decoded one by one after that. Both modes do the same there: one shows it."""
 MODES: tuple[Logits, ...] = ("all", "last")
@@ -55,9 +58,9 @@ def token_stream(seed: int = 0) -> list[int]:
 
 
 def steps(tokens: list[int], logits: Logits) -> Iterator[tuple[list[int], Logits]]:
-    """Cut the stream into calls of `decode`; `logits` is for the last prefill chunk and decode.
+    """Cut the stream into calls of `decode`; `logits` is for the last of prefill and for decode.
 
-    The chunks before that ask for no logits, as a long prompt does, unless all are wanted.
+    The calls before that ask for no logits, as a long prompt does, unless all are wanted.
     """
     start = 0
     for length in (*PREFILL, *[1] * DECODE[logits]):
@@ -77,12 +80,13 @@ def slots_for(catalog: Catalog, cache_size: str) -> int:
     return max(math.ceil(widest * catalog.n_experts_total / c.n_experts) for c in classes)
 
 
-def load(path: Path, threads: int, chunk: int, slots: int | None = None) -> LlamaEngine:
+def load(path: Path, threads: int, slots: int | None = None) -> LlamaEngine:
     settings = localmoe.Settings(
-        slots=slots, threads=threads, prefill_chunk_tokens=chunk, context_tokens=CONTEXT
+        slots=slots, threads=threads, prefill_chunk_tokens=CHUNK, context_tokens=CONTEXT
     )
     engine = localmoe.load(path, settings)
     assert isinstance(engine, LlamaEngine)
+    assert engine.plan.prefill_chunk_tokens == CHUNK
     return engine
 
 
@@ -98,31 +102,30 @@ def catalog_of(path: Path) -> Catalog:
 
 
 @cache
-def resident_logits(path: Path, threads: int, chunk: int) -> dict[Logits, FloatArray]:
-    with load(path, threads, chunk) as engine:
+def resident_logits(path: Path, threads: int) -> dict[Logits, FloatArray]:
+    with load(path, threads) as engine:
         assert not engine.plan.streams
-        assert engine.plan.prefill_chunk_tokens == chunk
         return {mode: run(engine, token_stream(), mode) for mode in MODES}
 
 
-def batches(tokens: list[int], logits: Logits, chunk: int) -> list[Batch]:
-    """Return the steps, cut as an engine cuts them whose chunks are this long."""
+def batches(tokens: list[int], logits: Logits) -> list[Batch]:
+    """Return the steps, cut into chunks as an engine cuts them."""
     cut: list[Batch] = []
     for step, mode in steps(tokens, logits):
-        for i in range(0, len(step), chunk):
-            piece = step[i : i + chunk]
+        for i in range(0, len(step), CHUNK):
+            piece = step[i : i + CHUNK]
             wanted = [mode == "all"] * len(piece)
-            wanted[-1] |= mode == "last" and i + chunk >= len(step)
+            wanted[-1] |= mode == "last" and i + CHUNK >= len(step)
             cut.append((piece, wanted))
     return cut
 
 
 @cache
-def llama_logits(path: Path, threads: int, chunk: int) -> dict[Logits, FloatArray]:
-    """Plain llama.cpp's logits, in the batches of an engine whose chunks are this long."""
+def llama_logits(path: Path, threads: int) -> dict[Logits, FloatArray]:
+    """Plain llama.cpp's logits, in the batches of an engine."""
     tokens = token_stream()
     return {
-        mode: plain_logits(path, batches(tokens, mode, chunk), context=CONTEXT, threads=threads)
+        mode: plain_logits(path, batches(tokens, mode), context=CONTEXT, threads=threads)
         for mode in MODES
     }
 
@@ -145,17 +148,16 @@ def test_g1_g2_streamed_equals_resident_equals_plain_llama(
     path, tokens = zoo_model(name), token_stream()
     slots = slots_for(catalog_of(path), cache_size)
     for threads in (1, 2):
-        with load(path, threads, max(PREFILL), slots) as engine:
-            chunk = engine.plan.prefill_chunk_tokens
+        with load(path, threads, slots) as engine:
             streamed = {mode: run(engine, tokens, mode) for mode in MODES}
-            misses, cached = engine.stats().misses, engine.plan.slots
+            stats, cached = engine.stats(), engine.plan.slots
         assert cached <= slots
-        assert misses > cached or cache_size == "roomy"
-        assert chunk == max(PREFILL) or cache_size != "roomy"
+        assert stats.misses > cached or cache_size == "roomy"
+        assert stats.split_layers > 0 or cache_size != "evicting"
 
         for mode in MODES:
-            assert_same_bits(streamed[mode], resident_logits(path, threads, chunk)[mode])
-            assert_same_bits(streamed[mode], llama_logits(path, threads, chunk)[mode])
+            assert_same_bits(streamed[mode], resident_logits(path, threads)[mode])
+            assert_same_bits(streamed[mode], llama_logits(path, threads)[mode])
 
 
 @pytest.mark.parametrize("name", zoo.MODELS)
@@ -165,7 +167,7 @@ def test_g3_what_the_cache_holds_from_before_changes_nothing(
     path = zoo_model(name)
     catalog = catalog_of(path)
     slots = (slots_for(catalog, "fitting") + slots_for(catalog, "roomy")) // 2
-    with load(path, 1, max(PREFILL), slots) as engine:
+    with load(path, 1, slots) as engine:
         cold = run(engine, token_stream())
         before = engine.stats()
         run(engine, token_stream(seed=1))
@@ -178,7 +180,7 @@ def test_g3_what_the_cache_holds_from_before_changes_nothing(
 @pytest.mark.parametrize("name", zoo.MODELS)
 def test_g4_wrong_bytes_in_a_slot_change_the_logits(name: str, zoo_model: ZooModel) -> None:
     path, tokens = zoo_model(name), token_stream()
-    with load(path, 1, max(PREFILL), slots_for(catalog_of(path), "roomy")) as engine:
+    with load(path, 1, slots_for(catalog_of(path), "roomy")) as engine:
         right = run(engine, tokens)
         used = experts_held(engine)[0]
         for part in range(len(engine.catalog.layers[0].parts)):
@@ -204,7 +206,7 @@ def experts_held(engine: LlamaEngine) -> list[ExpertKey]:
 def test_prefill_gives_experts_fewer_than_eight_rows_and_more(
     name: str, zoo_model: ZooModel
 ) -> None:
-    prefill = batches(token_stream(), "all", max(PREFILL))[: len(PREFILL)]
+    prefill = batches(token_stream(), "all")[: len(PREFILL)]
     for tensor, counters in rows_per_expert(zoo_model(name), prefill, context=CONTEXT).items():
         rows = {count for counter in counters for count in counter.values()}
         assert min(rows) < 8 <= max(rows), f"{tensor}: {sorted(rows)}"
