@@ -205,6 +205,13 @@ MODELS = {
         stands_for="DeepSeek-OCR, its part that writes",
         covers="deepseek2's graph with plain attention, as many key heads as query heads",
     ),
+    "deepseek2-ocr": ZooModel(
+        "deepseek2-ocr",
+        deepseek,
+        dataclasses.replace(_SHAPE, head_size=16, kv_heads=4, shared_experts=2),
+        stands_for="the text part of DeepSeek-OCR",
+        covers="DeepSeek-V2's experts behind plain attention",
+    ),
     "dots1": ZooModel(
         "dots1",
         dots1,
