@@ -21,13 +21,24 @@ from zoo.shape import ExpertTypes, Shape
 
 
 def _nvfp4(model: Draft) -> None:
-    """Two scales for each expert and matrix, as converted checkpoints have them."""
+    """Experts and attention in NVFP4; beside each matrix, and for each expert, two scales."""
     qwen3moe(model)
     shape = model.shape
+    query, key = shape.heads * shape.head_size, shape.kv_heads * shape.head_size
     for i in range(shape.layers):
         for name in ("gate", "up", "down"):
             scale = f"blk.{i}.ffn_{name}_exps.input_scale"
             model.noise(scale, shape.experts, std=0.2, mean=1.0)
+        for name, rows, columns in (
+            ("q", query, shape.embedding),
+            ("k", key, shape.embedding),
+            ("v", key, shape.embedding),
+            ("output", shape.embedding, query),
+        ):
+            matrix = f"blk.{i}.attn_{name}"
+            model.matrix(matrix, rows, columns, type_name="NVFP4")
+            model.noise(f"{matrix}.scale", 1, std=0.2, mean=1.0)
+            model.noise(f"{matrix}.input_scale", 1, std=0.2, mean=1.0)
 
 
 def _blocks_of_256(*types: ExpertTypes, **changes: Any) -> Shape:
@@ -96,7 +107,7 @@ _SMALL_BLOCKS = {
             expert_scales=True,
         ),
         "NVFP4, as NVIDIA publishes it",
-        "two scales per expert and matrix beside the experts",
+        "two scales beside each matrix, for each expert its own",
         _nvfp4,
     ),
     "qwen3moe-scaled": _model(
