@@ -91,6 +91,10 @@ class FakeEngine:
         return MemoryPlan(10**9, 1, 1, 1, 1, 10, self.slots, self.experts, size, chunk)
 
     @property
+    def can_rewind(self) -> bool:
+        return self.rewind_step == 1
+
+    @property
     def position(self) -> int:
         return len(self.tokens)
 

@@ -120,6 +120,16 @@ class Engine(Protocol):
         """Number of tokens in the context."""
         ...
 
+    @property
+    def can_rewind(self) -> bool:
+        """Whether `truncate` can go back to any position.
+
+        False for models with recurrent layers, which keep a state instead of what they have read:
+        they go back to 0 alone. Layers with a window are no obstacle where an engine keeps all that
+        they have read. One that keeps less returns 0 for what is forgotten, although this is True.
+        """
+        ...
+
     def decode(self, tokens: list[int], logits: Logits = "last") -> FloatArray:
         """Append tokens and return logits, float32 [n, V]: n is 1, len(tokens) or 0.
 
@@ -138,7 +148,10 @@ class Engine(Protocol):
         ...
 
     def truncate(self, n: int) -> int:
-        """Keep the first n tokens; return the new position, smaller if it cannot rewind to n."""
+        """Keep the first n tokens; return the new position, smaller if it cannot rewind to n.
+
+        The tokens after it have to be decoded again, as `can_rewind` explains.
+        """
         ...
 
     def save(self, path: Path) -> None:

@@ -64,7 +64,6 @@ class LlamaEngine:
         self._model, self._context, self._streaming = model, context, streaming
         self._memory = L.llama_get_memory(context)
         self._tokenizer = LlamaTokenizer(model.handle)
-        self._window = int(L.llama_model_n_swa(model.handle))
         self._batch = L.llama_batch_init(plan.prefill_chunk_tokens, 0, 1)
         self._outputs = output_limit(self._tokenizer.n_vocab, plan.prefill_chunk_tokens)
         self._tokens: list[int] = []
@@ -123,6 +122,12 @@ class LlamaEngine:
         """Number of tokens in the context."""
         return len(self._tokens)
 
+    @property
+    def can_rewind(self) -> bool:
+        """Whether there are no recurrent layers; see `Engine.can_rewind`."""
+        model = self._model.handle
+        return not (L.llama_model_is_recurrent(model) or L.llama_model_is_hybrid(model))
+
     def decode(self, tokens: list[int], logits: Logits = "last") -> FloatArray:
         """Append tokens and return logits, float32 [n, V]; see `Engine.decode`."""
         if not self._context:
@@ -157,12 +162,10 @@ class LlamaEngine:
         held = int(L.llama_memory_seq_pos_max(self._memory, 0)) + 1
         if n >= max(held, self.position):
             return self.position
-        kept = n > 0 and bool(L.llama_memory_seq_rm(self._memory, 0, n, -1))
-        if kept and self._window:
-            # A sliding window forgets: what lies before it cannot come back.
-            oldest = int(L.llama_memory_seq_pos_min(self._memory, 0))
-            kept = oldest <= max(0, n - self._window)
-        if not kept:
+        # A window that has forgotten its first tokens has put others in their places: what is still
+        # there would be added up in another order, and that rounds differently.
+        whole = int(L.llama_memory_seq_pos_min(self._memory, 0)) == 0
+        if not (n > 0 and whole and L.llama_memory_seq_rm(self._memory, 0, n, -1)):
             L.llama_memory_clear(self._memory, True)
             n = 0
         del self._tokens[n:]

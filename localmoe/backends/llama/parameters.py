@@ -13,6 +13,12 @@ from localmoe.settings import KvType
 
 _GGML_TYPES: Mapping[KvType, int] = {"f16": 1, "q4_0": 2, "q8_0": 8}
 _OVERRIDE_INT = 0  # LLAMA_KV_OVERRIDE_TYPE_INT
+WHOLE_WINDOWS = True
+"""Whether layers with a window keep all that they have read, and not just what they still see.
+
+It takes the memory of full attention. Without it, who goes back (to an edited message, or before a
+thought that the template drops) would read the whole prompt again.
+"""
 _LOAD_MODE_NONE, _LOAD_MODE_MMAP = 0, 1
 _LAZY_MODE_OFF = 0  # a large tensor would be mapped from the skeleton, which has no data
 _OUTPUT_NBYTES = 64 << 20
@@ -90,6 +96,7 @@ def open_context(
     params.n_outputs_max = output_limit(vocabulary_size(model), chunk_tokens)
     params.n_threads = params.n_threads_batch = threads
     params.type_k = params.type_v = _GGML_TYPES[kv_type]
+    params.swa_full = WHOLE_WINDOWS
     params.no_perf = True
     if eval_callback is not None:
         params.cb_eval = eval_callback
