@@ -41,7 +41,7 @@ MODELS: dict[str, ZooModel] = {
     "bailingmoe": ZooModel(
         "bailingmoe",
         bailingmoe,
-        Shape(shared_experts=2),
+        Shape(shared_experts=2, expert_types=(("Q8_0",) * 3,)),
         stands_for="Ling Lite, Ling Plus",
         covers="two shared experts in every layer, softmax router",
     ),
@@ -49,7 +49,12 @@ MODELS: dict[str, ZooModel] = {
         "bailingmoe2",
         bailingmoe2,
         # The heads together are as wide as the embedding: the loader wants it.
-        Shape(head_size=16, dense_layers=1, shared_experts=1),
+        Shape(
+            head_size=16,
+            dense_layers=1,
+            shared_experts=1,
+            expert_types=(("Q8_0", "Q8_0", "Q5_0"),),
+        ),
         stands_for="Ling 2.0 mini and flash, Ring 2.0",
         covers="q, k and v in one matrix, q/k norms, expert groups, selection bias, "
         "half of a head rotated, an unused layer that predicts further tokens",

@@ -9,7 +9,7 @@ from zoo.draft import Draft
 from zoo.model import ZooModel
 from zoo.shape import Shape
 
-_KV_RANK, _ROPE = 32, 32
+_Q_RANK, _KV_RANK, _ROPE = 48, 32, 32
 
 
 def deepseek2(model: Draft) -> None:
@@ -39,12 +39,11 @@ def mistral_large_3(model: Draft) -> None:
 
 def glm_4_7_flash(model: Draft) -> None:
     """Values wider than keys, no YaRN, a layer that predicts one token more."""
-    value_size = 2 * model.shape.head_size
+    n_layers, value_size = model.shape.layers + 1, 2 * model.shape.head_size
     _latent_keys(model, value_size=value_size, scale=1.8)
-    model.key(block_count=model.shape.layers + 1, nextn_predict_layers=1)
-    _latent_layers(model, value_size=value_size)
-    _latent_layer(model, model.shape.layers, value_size=value_size)
-    layers.next_token_head(model, f"blk.{model.shape.layers}.")
+    model.key(block_count=n_layers, nextn_predict_layers=1)
+    _latent_layers(model, n_layers, value_size=value_size)
+    layers.next_token_head(model, f"blk.{n_layers - 1}.")
 
 
 def deepseek2_lite(model: Draft) -> None:
@@ -95,35 +94,25 @@ def dots1(model: Draft) -> None:
 
 
 def _latent_keys(
-    model: Draft,
-    *,
-    q_rank: int = 48,
-    value_size: int = 0,
-    gating: int = layers.SIGMOID,
-    scale: float = 1.0,
+    model: Draft, *, value_size: int = 0, gating: int = layers.SIGMOID, scale: float = 1.0
 ) -> None:
     layers.common(model)
-    layers.latent_keys(model, q_rank=q_rank, kv_rank=_KV_RANK, rope=_ROPE, value_size=value_size)
+    layers.latent_keys(model, q_rank=_Q_RANK, kv_rank=_KV_RANK, rope=_ROPE, value_size=value_size)
     layers.shared_expert_keys(model, gating=gating, scale=scale)
 
 
 def _latent_layers(
-    model: Draft, *, q_rank: int = 48, value_size: int = 0, biased: bool = True
+    model: Draft, n_layers: int = 0, *, value_size: int = 0, biased: bool = True
 ) -> None:
-    for i in range(model.shape.layers):
-        _latent_layer(model, i, q_rank=q_rank, value_size=value_size, biased=biased)
-
-
-def _latent_layer(
-    model: Draft, layer: int, *, q_rank: int = 48, value_size: int = 0, biased: bool = True
-) -> None:
-    prefix = f"blk.{layer}."
-    model.norm(prefix + "attn_norm", model.shape.embedding)
-    layers.latent_attention(
-        model, prefix, q_rank=q_rank, kv_rank=_KV_RANK, rope=_ROPE, value_size=value_size
-    )
-    model.norm(prefix + "ffn_norm", model.shape.embedding)
-    layers.dense_or_routed(model, layer, biased=biased)
+    """Add this many layers; without a number those of the shape."""
+    for i in range(n_layers or model.shape.layers):
+        prefix = f"blk.{i}."
+        model.norm(prefix + "attn_norm", model.shape.embedding)
+        layers.latent_attention(
+            model, prefix, q_rank=_Q_RANK, kv_rank=_KV_RANK, rope=_ROPE, value_size=value_size
+        )
+        model.norm(prefix + "ffn_norm", model.shape.embedding)
+        layers.dense_or_routed(model, i, biased=biased)
 
 
 _SHAPE = Shape(dense_layers=1, shared_experts=1)
@@ -162,7 +151,7 @@ MODELS = {
     "deepseek2-glm": ZooModel(
         "deepseek2",
         glm_4_7_flash,
-        dataclasses.replace(_SHAPE, experts_used=4),
+        dataclasses.replace(_SHAPE, experts_used=4, expert_types=(("Q8_0",) * 3,)),
         stands_for="GLM-4.7-Flash",
         covers="values wider than keys, no YaRN, an unused layer that predicts further tokens",
     ),
@@ -186,7 +175,13 @@ MODELS = {
     "mistral4": ZooModel(
         "mistral4",
         mistral_large_3,
-        dataclasses.replace(_SHAPE, experts_used=4, dense_layers=0, fused_gate_up=True),
+        dataclasses.replace(
+            _SHAPE,
+            experts_used=4,
+            dense_layers=0,
+            fused_gate_up=True,
+            expert_types=(("Q8_0",) * 3,),
+        ),
         stands_for="Mistral Small 4",
         covers="fused gate and up, softmax router, queries scaled by their position",
     ),
@@ -204,13 +199,6 @@ MODELS = {
         dataclasses.replace(_SHAPE, head_size=16, kv_heads=4, shared_experts=2),
         stands_for="DeepSeek-OCR, its part that writes",
         covers="deepseek2's graph with plain attention, as many key heads as query heads",
-    ),
-    "deepseek2-ocr": ZooModel(
-        "deepseek2-ocr",
-        deepseek,
-        dataclasses.replace(_SHAPE, head_size=16, kv_heads=4, shared_experts=2),
-        stands_for="the text part of DeepSeek-OCR",
-        covers="DeepSeek-V2's experts behind plain attention",
     ),
     "dots1": ZooModel(
         "dots1",

@@ -87,7 +87,7 @@ MODELS: dict[str, ZooModel] = {
     "deepseek32": ZooModel(
         "deepseek32",
         deepseek32,
-        Shape(dense_layers=1, shared_experts=1),
+        Shape(dense_layers=1, shared_experts=1, expert_types=(("Q4_0", "Q4_0", "Q5_0"),)),
         stands_for="DeepSeek-V3.2",
         covers="attention to positions that an indexer chooses, expert groups, selection bias, "
         "YaRN, an unused layer that predicts further tokens",
@@ -95,7 +95,7 @@ MODELS: dict[str, ZooModel] = {
     "dots3note": ZooModel(
         "dots3note",
         dots3note,
-        Shape(layers=5, dense_layers=1, shared_experts=1),
+        Shape(layers=5, dense_layers=1, shared_experts=1, expert_types=(("Q8_0",) * 3,)),
         stands_for="dots3-note",
         covers="windows and positions that an indexer chooses in turn, heads that differ per "
         "layer, gated heads, selection bias, shared expert",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from zoo import layers
 from zoo.draft import Draft
 from zoo.indexer import sparse_attention, sparse_keys
@@ -59,7 +61,7 @@ MODELS: dict[str, ZooModel] = {
     "glm4moe": ZooModel(
         "glm4moe",
         glm4moe,
-        _SHAPE,
+        dataclasses.replace(_SHAPE, expert_types=(("Q4_0", "Q4_0", "Q8_0"),)),
         stands_for="GLM-4.5, 4.6, 4.7",
         covers="q/k norms, biases of q, k and v, half of a head rotated, selection bias, "
         "shared expert, an unused layer that predicts further tokens",
@@ -67,14 +69,14 @@ MODELS: dict[str, ZooModel] = {
     "glm4moe-air": ZooModel(
         "glm4moe",
         glm4moe_air,
-        _SHAPE,
+        dataclasses.replace(_SHAPE, expert_types=(("Q5_0", "Q5_0", "Q8_0"),)),
         stands_for="GLM-4.5-Air",
         covers="the same without q/k norms",
     ),
     "glm-dsa": ZooModel(
         "glm-dsa",
         glm_dsa,
-        Shape(layers=4, dense_layers=1, shared_experts=1),
+        dataclasses.replace(_SHAPE, layers=4, expert_types=(("Q8_0",) * 3,)),
         stands_for="GLM-5, 5.1, 5.2",
         covers="attention to positions that an indexer chooses, layers that share the choice, "
         "selection bias, an unused layer that predicts further tokens",

@@ -90,7 +90,7 @@ MODELS: dict[str, ZooModel] = {
     "glm5-next": ZooModel(
         "glm5-next",
         glm5_next,
-        Shape(layers=6, dense_layers=1, shared_experts=1),
+        Shape(layers=6, dense_layers=1, shared_experts=1, expert_types=(("Q8_0",) * 3,)),
         stands_for="GLM-5.3-Flash",
         covers="delta nets, attention to pools of positions that an indexer chooses, layers that "
         "share the choice, four streams, clamped experts, an unused layer that predicts further "
