@@ -83,12 +83,14 @@ qwen2moe qwen2vl qwen3 qwen3moe qwen3vl qwen3vlmoe rnd1 seed_oss smallthinker sm
 talkie xverse
 """
 _PARTIAL_ROTATION = """
-afmoe bailingmoe2 bitnet chatglm cohere2 command-r glm4 glm4moe gpt-oss gptneox maple minimax-m2
-minimax-m3 muse-glimmer nanbeige nemotron openelm phi2 phi3 phimoe qwen qwen35 qwen35moe qwen3next
-spark2_5 stablelm
+afmoe bailingmoe2 bitnet chatglm cohere2 command-r glm4 glm4moe gpt-oss gptneox laguna maple
+minimax-m2 minimax-m3 muse-glimmer nanbeige nemotron openelm phi2 phi3 phimoe qwen qwen35 qwen35moe
+qwen3next spark2_5 stablelm
 """
 _ROTATION_IN_SECTIONS = "paddleocr qwen2vl qwen35 qwen35moe qwen3vl qwen3vlmoe qwen4exp"
-_UNEQUAL_HEADS = "falcon-h1 gemma gemma2 gemma3 gemma3n gemma4 minicpm3 plamo2 plamo3 plm"
+_UNEQUAL_HEADS = """
+falcon-h1 gemma gemma2 gemma3 gemma3n gemma4 mimo2 minicpm3 plamo2 plamo3 plm step35
+"""
 _NO_ROTATION = "bloom gpt2 granitehybrid jais mpt nemotron_h nemotron_h_moe refact starcoder"
 
 ROTATES_WHOLE_HEAD = frozenset(_WHOLE_ROTATION.split())
@@ -98,6 +100,9 @@ _ROTATES_EQUAL_HEADS = ROTATES_WHOLE_HEAD | frozenset(_PARTIAL_ROTATION.split())
 
 ROTATES = _ROTATES_EQUAL_HEADS | frozenset(_UNEQUAL_HEADS.split())
 """Architectures that hang or abort without any rotation."""
+
+ROTATES_HALF_OF_IT = frozenset(("step35",))
+"""Architectures that rotate half of what they say in layers without a window."""
 
 EQUAL_HEADS = _ROTATES_EQUAL_HEADS | frozenset(_NO_ROTATION.split())
 """Architectures whose graph asserts that keys and values are equally wide."""

@@ -23,6 +23,7 @@ from localmoe.weights.hparam_limits import (
     RANGES,
     ROPE_SCALINGS,
     ROTATES,
+    ROTATES_HALF_OF_IT,
     ROTATES_IN_SECTIONS,
     ROTATES_WHOLE_HEAD,
     SCALES_QUERIES,
@@ -141,7 +142,21 @@ def _check_head_widths(hparams: _Hparams) -> None:
         raise hparams.error("rope.dimension_count", f"should be {key_width}", rotated)
     if hparams.architecture in ROTATES and not rotated:
         raise hparams.error("rope.dimension_count", "should be above zero", rotated)
+    if hparams.architecture in ROTATES_HALF_OF_IT and rotated % 4:
+        raise hparams.error("rope.dimension_count", "should be a multiple of 4", rotated)
+    _check_window_widths(hparams, key_width, rotated)
     _check_rope_sections(hparams, rotated)
+
+
+def _check_window_widths(hparams: _Hparams, key_width: int, rotated: int) -> None:
+    """Check the heads of layers with a window: where nothing is said, they are as the others."""
+    key_width = hparams.integer("attention.key_length_swa", key_width)
+    rotated = hparams.integer("rope.dimension_count_swa", rotated)
+    least = 2 if hparams.architecture in ROTATES else 0
+    if rotated % 2 or not least <= rotated <= key_width:
+        raise hparams.error(
+            "rope.dimension_count_swa", f"should be even and {least} to {key_width}", rotated
+        )
 
 
 def _check_rope_sections(hparams: _Hparams, rotated: int) -> None:

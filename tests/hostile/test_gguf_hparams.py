@@ -179,8 +179,23 @@ def test_rotation_without_sections(tmp_path: Path) -> None:
 def test_what_other_architectures_may_say(
     tmp_path: Path, key: str, kind: str, value: object
 ) -> None:
-    """`step35` stands for one of which nothing special is known."""
-    check(tiny("step35").with_key(f"step35.{key}", kind, value), tmp_path)
+    """`kimi-linear` stands for one of which nothing special is known."""
+    check(tiny("kimi-linear").with_key(f"kimi-linear.{key}", kind, value), tmp_path)
+
+
+@pytest.mark.parametrize("rotated", [0, 3, 10])
+def test_the_rotation_in_windows(tmp_path: Path, rotated: int) -> None:
+    raw = tiny("gemma4").with_key("gemma4.rope.dimension_count_swa", "u32", rotated)
+    refuse(raw, tmp_path, "rope.dimension_count_swa should be even and 2 to 8")
+    raw = tiny("gemma4").with_key("gemma4.attention.key_length_swa", "u32", 4)
+    refuse(raw, tmp_path, "rope.dimension_count_swa should be even and 2 to 4")
+    check(raw.with_key("gemma4.rope.dimension_count_swa", "u32", 4), tmp_path)
+
+
+def test_half_of_a_rotation(tmp_path: Path) -> None:
+    check(tiny("step35"), tmp_path)
+    raw = tiny("step35").with_key("step35.rope.dimension_count", "u32", 6)
+    refuse(raw, tmp_path, "should be a multiple of 4")
 
 
 def latent(**changes: int) -> RawGguf:
@@ -221,7 +236,8 @@ def test_queries_that_grow_with_their_position_need_a_step(tmp_path: Path) -> No
 
 
 def test_no_rotation_at_all(tmp_path: Path) -> None:
-    refuse(tiny("gpt-oss").with_key("gpt-oss.rope.dimension_count", "u32", 0), tmp_path, "above")
+    for name in ("gpt-oss", "laguna", "mimo2", "step35"):
+        refuse(tiny(name).with_key(f"{name}.rope.dimension_count", "u32", 0), tmp_path, "above")
     key = "granitehybrid.rope.dimension_count"
     check(tiny("granitehybrid").with_key(key, "u32", 0), tmp_path)
 
