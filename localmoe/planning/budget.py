@@ -76,7 +76,8 @@ def plan_memory(request: Request, budget_bytes: int) -> SlotPlan:
         raise _too_small(request, budget_bytes)
     if not request.catalog.layers:
         return plans[0]
-    return next(filter(_is_resident, plans), None) or next(
+    enough = min(_RESIDENT_CHUNK_TOKENS, request.footprints[0].chunk_tokens)
+    return next((p for p in plans if _is_resident(p, enough)), None) or next(
         slot_plan for slot_plan in plans if _leaves_room(slot_plan.plan, plans[-1].plan)
     )
 
@@ -99,10 +100,10 @@ def plan_fixed_slots(request: Request, budget_bytes: int, slots: int) -> SlotPla
     return _assemble(request, request.footprints[0], budget_bytes, counts)
 
 
-def _is_resident(slot_plan: SlotPlan) -> bool:
+def _is_resident(slot_plan: SlotPlan, least_chunk_tokens: int) -> bool:
     """Whether all experts are in memory, and not at the price of a very slow prefill."""
     chunk_tokens = slot_plan.plan.prefill_chunk_tokens
-    return not slot_plan.counts and chunk_tokens >= _RESIDENT_CHUNK_TOKENS
+    return not slot_plan.counts and chunk_tokens >= least_chunk_tokens
 
 
 def _leaves_room(plan: MemoryPlan, shortest: MemoryPlan) -> bool:

@@ -132,6 +132,15 @@ def test_all_resident_with_a_shorter_chunk_is_better_than_streaming() -> None:
     assert (plan.streams, plan.prefill_chunk_tokens) == (False, 128)
 
 
+def test_all_resident_with_the_chunk_that_was_asked_for_is_resident() -> None:
+    short = replace(REQUEST, footprints=FOOTPRINTS[3:])
+    plan = plan_memory(short, 16 * GIB).plan
+    assert (plan.streams, plan.prefill_chunk_tokens) == (False, 8)
+    tiny = request_for(layer(0, 4096), embedding_length=1024)
+    plan = plan_memory(replace(tiny, footprints=FOOTPRINTS[3:]), 16 * GIB).plan
+    assert (plan.streams, plan.prefill_chunk_tokens) == (False, 8)
+
+
 def test_all_resident_with_a_very_short_chunk_is_not() -> None:
     budget = EXPERT_BYTES + FIXED_BYTES + EXPERT_BYTES // 90 + 16 * MIB
     plan = plan_memory(REQUEST, budget).plan

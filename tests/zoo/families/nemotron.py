@@ -114,7 +114,7 @@ MODELS = {
         "nemotron_h",
         nemotron_h,
         dataclasses.replace(_SHAPE, seed=2),
-        stands_for="the same under the name of the dense ones",
+        stands_for="nemotron_h_moe under the name of the dense ones",
         covers="the same; Nemotron-H checkpoints themselves have no experts",
     ),
 }
