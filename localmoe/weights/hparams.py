@@ -117,7 +117,7 @@ def _check_heads(hparams: _Hparams) -> None:
     kv_heads = hparams.elements("attention.head_count_kv", n_layers) or heads
     if not any(heads) and hparams.architecture not in WITHOUT_ATTENTION:
         raise hparams.error("attention.head_count", "should be above zero", 0)
-    for n_heads, n_kv_heads in zip(heads, kv_heads, strict=True):
+    for n_heads, n_kv_heads in zip(heads, kv_heads, strict=bool(heads)):
         if n_heads and n_kv_heads and n_heads % n_kv_heads:
             raise hparams.error(
                 "attention.head_count_kv", f"should divide the {n_heads} heads", n_kv_heads
