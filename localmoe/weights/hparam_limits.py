@@ -54,6 +54,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "ssm.state_size": (1, 1 << 16),
     "ssm.time_step_rank": (1, 1 << 16),
     "shortconv.l_cache": (2, 1 << 10),
+    "kda.gate_lower_bound": (-1000, 0),
 }
 """Least and most of a key, for each element if it is an array."""
 
@@ -83,9 +84,9 @@ qwen2moe qwen2vl qwen3 qwen3moe qwen3vl qwen3vlmoe rnd1 seed_oss smallthinker sm
 talkie xverse
 """
 _PARTIAL_ROTATION = """
-afmoe bailingmoe2 bitnet chatglm cohere2 command-r glm4 glm4moe gpt-oss gptneox laguna maple
-minimax-m2 minimax-m3 muse-glimmer nanbeige nemotron openelm phi2 phi3 phimoe qwen qwen35 qwen35moe
-qwen3next spark2_5 stablelm
+afmoe bailingmoe2 bitnet chatglm cohere2 command-r glm4 glm4moe gpt-oss gptneox laguna lfm2 lfm2moe
+maple minimax-01 minimax-m2 minimax-m3 muse-glimmer nanbeige nemotron openelm phi2 phi3 phimoe qwen
+qwen35 qwen35moe qwen3next spark2_5 stablelm
 """
 _ROTATION_IN_SECTIONS = "paddleocr qwen2vl qwen35 qwen35moe qwen3vl qwen3vlmoe qwen4exp"
 _UNEQUAL_HEADS = """

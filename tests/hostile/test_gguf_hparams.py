@@ -111,6 +111,7 @@ def zoo_names() -> list[str]:
         ("expert_group_count", "u32", 3),
         ("expert_group_count", "u32", EXPERTS),
         ("ssm.time_step_rank", "u32", 0),
+        ("kda.gate_lower_bound", "f32", -1e30),
         ("feed_forward_length", "[u32]", [1, 2, 1 << 30]),
     ],
 )
@@ -236,7 +237,7 @@ def test_queries_that_grow_with_their_position_need_a_step(tmp_path: Path) -> No
 
 
 def test_no_rotation_at_all(tmp_path: Path) -> None:
-    for name in ("gpt-oss", "laguna", "mimo2", "step35"):
+    for name in ("gpt-oss", "laguna", "lfm2moe", "mimo2", "minimax-01", "step35"):
         refuse(tiny(name).with_key(f"{name}.rope.dimension_count", "u32", 0), tmp_path, "above")
     key = "granitehybrid.rope.dimension_count"
     check(tiny("granitehybrid").with_key(key, "u32", 0), tmp_path)
