@@ -139,7 +139,7 @@ MODELS = {
     "kimi-k3": ZooModel(
         "kimi-k3",
         kimi_k3,
-        dataclasses.replace(_SHAPE, experts_used=4, seed=1),
+        dataclasses.replace(_SHAPE, experts_used=4),
         stands_for="Kimi-K3",
         covers="delta nets, gated latent attention, attention over the outputs of earlier layers, "
         "experts in a latent space, selection bias, shared expert",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 from zoo import layers
 from zoo.draft import Draft
 from zoo.families import mamba
@@ -92,7 +90,7 @@ def _experts(model: Draft, prefix: str, width: int) -> None:
     model.matrix(prefix + "ffn_down_shexp", embedding, shared)
 
 
-_SHAPE = Shape(layers=len(_PATTERN), experts_used=4, seed=1)
+_SHAPE = Shape(layers=len(_PATTERN), experts_used=4)
 
 MODELS = {
     "nemotron_h_moe": ZooModel(
@@ -113,7 +111,7 @@ MODELS = {
     "nemotron_h": ZooModel(
         "nemotron_h",
         nemotron_h,
-        dataclasses.replace(_SHAPE, seed=2),
+        _SHAPE,
         stands_for="nemotron_h_moe under the name of the dense ones",
         covers="the same; Nemotron-H checkpoints themselves have no experts",
     ),

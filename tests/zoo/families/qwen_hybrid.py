@@ -139,7 +139,7 @@ MODELS = {
     "qwen35moe": ZooModel(
         "qwen35moe",
         qwen35moe,
-        Shape(layers=4, fused_gate_up=True, seed=1),
+        Shape(layers=4, fused_gate_up=True),
         stands_for="Qwen3.5-35B-A3B, Qwen3.5-122B-A10B, Qwen3.5-397B-A17B",
         covers="delta nets, rotation in sections, gate and up in one matrix, gated shared expert, "
         "a layer for drafting that is left unread",
