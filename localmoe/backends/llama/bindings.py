@@ -82,6 +82,7 @@ Tensor._fields_ = [
 ]
 OP_OFFSET = Tensor.op.offset
 NAME_OFFSET = Tensor.name.offset
+DATA_OFFSET = Tensor.data.offset
 SRC_OFFSET = Tensor.src.offset
 POINTER_NBYTES = C.sizeof(C.c_void_p)
 

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from localmoe.backends.llama.bindings import (
+    DATA_OFFSET,
     NAME_OFFSET,
     OP_ADD_ID,
     OP_GET_ROWS,
@@ -37,7 +38,7 @@ from localmoe.weights.catalog import MoeLayer
 
 _ROUTED = b"ffn_moe_weights-"
 _OP_CPY = op_number("CPY")
-_SRC0, _SRC1 = SRC_OFFSET, SRC_OFFSET + POINTER_NBYTES
+_SRC0, _SRC1, _SRC2 = (SRC_OFFSET + i * POINTER_NBYTES for i in range(3))
 
 
 class PartOf(NamedTuple):
@@ -208,16 +209,11 @@ class Hook:
         what = self._parts.get(C.c_void_p.from_address(node + source).value or 0)
         if what is None:
             return False
-        if self._sweep and self._sweep.layer == what.layer:
+        self._check_ids(node, what.layer)
+        lease = self._lease
+        if lease is None:  # but a sweep
             self._leave_out(node, what.part)
             return True
-        lease = self._lease
-        if lease is None or lease.layer != what.layer:
-            raise UnsupportedModelError(
-                f"layer {what.layer} multiplies with experts whose routing was not seen. This "
-                "architecture cannot be streamed with this version of llama.cpp; give it enough "
-                "--memory to hold all experts."
-            )
         scaled = what.layer in self._scaled
         if scaled and self._ids:
             self._ids.show_slots()
@@ -225,6 +221,18 @@ class Hook:
             self._wait(lease, what.part)
         # Stop after this product only if a later one has to wait while this one computes.
         return scaled or len(self._waited) < len(self._layers[what.layer].parts)
+
+    def _check_ids(self, node: int, layer: int) -> None:
+        """Refuse to compute with expert numbers that were not exchanged for slot numbers."""
+        held = self._lease or self._sweep
+        ids = C.c_void_p.from_address(node + _SRC2).value or 0
+        address = C.c_void_p.from_address(ids + DATA_OFFSET).value if ids else None
+        if not held or held.layer != layer or not self._ids or address != self._ids.address:
+            raise UnsupportedModelError(
+                f"layer {layer} multiplies with experts whose routing was not seen. This "
+                "architecture cannot be streamed with this version of llama.cpp; give it enough "
+                "--memory to hold all experts."
+            )
 
     def _leave_out(self, node: int, part: int) -> None:
         op = C.c_int.from_address(node + OP_OFFSET)

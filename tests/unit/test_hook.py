@@ -1,0 +1,110 @@
+"""The hook by itself: what it refuses, on graph nodes made by hand."""
+
+from __future__ import annotations
+
+import ctypes as C
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from localmoe.backends.llama.bindings import OP_GET_ROWS, OP_MUL_MAT_ID, Tensor
+from localmoe.backends.llama.hook import Hook, PartOf
+from localmoe.backends.llama.passes import Passes
+from localmoe.errors import ModelFormatError, UnsupportedModelError
+from storage import CacheRig
+
+N_PARTS = 3
+
+
+class Graph:
+    """Two layers' worth of nodes: a routing and a product of layer 0, on [T = 1, K = 2] ids."""
+
+    def __init__(self, directory: Path) -> None:
+        self.rig = CacheRig(directory, (4, 2), 1)
+        self.passes = Passes(1)
+        self.weights = Tensor()
+        self.numbers = np.array([5, 3], np.int32)
+        self.ids = self.tensor(self.numbers)
+        layers = {layer.layer: layer for layer in self.rig.experts.layers}
+        parts = {C.addressof(self.weights): PartOf(0, 0)}
+        self.hook = Hook(self.rig.cache, layers, parts, self.passes)
+
+    def tensor(self, numbers: np.ndarray) -> Tensor:
+        tensor = Tensor(data=numbers.ctypes.data)
+        tensor.ne[:], tensor.nb[:] = [len(numbers), 1, 1, 1], [4, 4 * len(numbers), 0, 0]
+        return tensor
+
+    def route(self, name: bytes = b"ffn_moe_weights-0") -> None:
+        node = Tensor(op=OP_GET_ROWS, name=name)
+        node.src[1] = C.addressof(self.ids)
+        self.compute(node)
+
+    def product(self, ids: Tensor | None = None) -> None:
+        node = Tensor(op=OP_MUL_MAT_ID)
+        node.src[0] = C.addressof(self.weights)
+        node.src[2] = C.addressof(ids or self.ids)
+        self.compute(node)
+
+    def compute(self, node: Tensor) -> None:
+        """Ask about a node, and tell that it was computed, as the scheduler does."""
+        call = self.hook.callback
+        if call(C.addressof(node), True, None):
+            call(C.addressof(node), False, None)
+
+    def close(self) -> None:
+        self.passes.close()
+        self.rig.close()
+
+
+@pytest.fixture
+def graph(tmp_path: Path):  # type: ignore[no-untyped-def]
+    graph = Graph(tmp_path)
+    yield graph
+    graph.close()
+
+
+def test_ids_become_slots_and_products_may_use_them(graph: Graph) -> None:
+    graph.route()
+    assert all(0 <= slot < 4 for slot in graph.numbers)
+    graph.product()
+    graph.hook.finish()
+
+
+def test_a_product_before_any_routing_is_refused(graph: Graph) -> None:
+    graph.product()
+    with pytest.raises(UnsupportedModelError, match="routing was not seen"):
+        graph.hook.finish()
+
+
+def test_a_product_of_another_layer_is_refused(graph: Graph) -> None:
+    graph.route(b"ffn_moe_weights-1")
+    graph.product()
+    with pytest.raises(UnsupportedModelError, match="layer 0 multiplies"):
+        graph.hook.finish()
+
+
+def test_a_product_with_other_ids_is_refused(graph: Graph) -> None:
+    """They would still be expert numbers, and be taken for slots."""
+    graph.route()
+    other = np.array([5, 3], np.int32)
+    graph.product(graph.tensor(other))
+    with pytest.raises(UnsupportedModelError, match="routing was not seen"):
+        graph.hook.finish()
+
+
+def test_expert_numbers_that_do_not_exist_are_refused(graph: Graph) -> None:
+    graph.numbers[1] = 8
+    graph.route()
+    with pytest.raises(ModelFormatError, match="outside of 0 to 7"):
+        graph.hook.finish()
+
+
+def test_after_an_error_every_node_is_refused_until_it_is_raised(graph: Graph) -> None:
+    graph.product()
+    node = Tensor()
+    assert graph.hook.callback(C.addressof(node), True, None)
+    assert not graph.hook.callback(C.addressof(node), False, None)
+    with pytest.raises(UnsupportedModelError):
+        graph.hook.finish()
+    assert not graph.hook.callback(C.addressof(node), True, None)
