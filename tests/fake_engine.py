@@ -71,7 +71,7 @@ class FakeEngine:
     experts: int = 20
     """0: a dense model."""
     rewind_step: int = 1
-    """It can rewind to multiples of this only; 0: to the start only."""
+    """It can rewind to multiples of this only; 0: to marks and the start only."""
     chat_template: str | None = None
     generation_defaults: dict[str, float] = field(default_factory=dict)
     before_decode: Callable[[FakeEngine, list[int]], None] = lambda engine, tokens: None
@@ -82,6 +82,7 @@ class FakeEngine:
 
     def __post_init__(self) -> None:
         self.n_decodes = 0
+        self.marks: list[int] = []
         self.decoded: list[int] = []
         """Sizes of the batches that were decoded."""
 
@@ -131,9 +132,14 @@ class FakeEngine:
     def interrupt(self) -> None:
         """Do nothing: every decode ends at once."""
 
+    def mark(self) -> None:
+        if not self.rewind_step:
+            self.marks = [*self.marks, len(self.tokens)][-2:]
+
     def truncate(self, n: int) -> int:
         if n < len(self.tokens):
-            n = n - n % self.rewind_step if self.rewind_step else 0
+            self.marks = [mark for mark in self.marks if mark <= n]
+            n = n - n % self.rewind_step if self.rewind_step else max(self.marks, default=0)
         del self.tokens[n:]
         return len(self.tokens)
 

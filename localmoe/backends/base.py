@@ -125,8 +125,9 @@ class Engine(Protocol):
         """Whether `truncate` can go back to any position.
 
         False for models with recurrent layers, which keep a state instead of what they have read:
-        they go back to 0 alone. Layers with a window are no obstacle where an engine keeps all that
-        they have read. One that keeps less returns 0 for what is forgotten, although this is True.
+        they go back to a `mark`, or to 0. Layers with a window are no obstacle where an engine
+        keeps all that they have read. One that keeps less returns 0 for what is forgotten, although
+        this is True.
         """
         ...
 
@@ -134,7 +135,7 @@ class Engine(Protocol):
         """Append tokens and return logits, float32 [n, V]: n is 1, len(tokens) or 0.
 
         The array belongs to the caller. On any error, Ctrl-C included, the position is what it was
-        before, or 0 if the architecture cannot rewind, and the engine stays usable. Raises
+        before, or less if the architecture cannot rewind, and the engine stays usable. Raises
         ContextFullError, ExpertReadError, InterruptedDecodeError.
         """
         ...
@@ -144,6 +145,13 @@ class Engine(Protocol):
 
         Safe to call from a signal handler. Nothing happens when no decode is under way, or when it
         ends of itself first.
+        """
+        ...
+
+    def mark(self) -> None:
+        """Remember the present position for `truncate`, where `can_rewind` is False.
+
+        The last two marks are kept, in memory that the plan has set aside.
         """
         ...
 

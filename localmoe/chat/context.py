@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from localmoe.backends.base import Engine, FloatArray, Logits
+
+_TAIL_TOKENS = 8
 
 
 class Context:
@@ -43,6 +46,23 @@ class Context:
         if keep < len(self._tokens):
             del self._tokens[self._engine.truncate(keep) :]
         return list(tokens[len(self._tokens) :])
+
+    def chunks(self, tokens: Sequence[int]) -> list[list[int]]:
+        """Cut tokens into what is decoded at once; `mark` is worth calling before the last piece.
+
+        Where the engine cannot rewind, the last piece is a few tokens long: what a template writes
+        before an answer may be gone from the prompt of the next turn.
+        """
+        length = self._engine.plan.prefill_chunk_tokens
+        end = len(tokens)
+        if not self._engine.can_rewind and end > _TAIL_TOKENS:
+            end -= _TAIL_TOKENS
+        cuts = [*range(0, end, length), *range(end, len(tokens), length)]
+        return [list(tokens[a:b]) for a, b in pairwise([*cuts, len(tokens)])]
+
+    def mark(self) -> None:
+        """Let the engine remember this position, if it needs that to come back to it."""
+        self._engine.mark()
 
     def decode(self, tokens: list[int], logits: Logits = "last") -> FloatArray:
         """Append tokens; see `Engine.decode`. After an error this still mirrors the engine."""

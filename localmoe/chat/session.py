@@ -148,18 +148,19 @@ class ChatSession:
     ) -> FloatArray | None:
         """Bring the context to these tokens; return the last logits [V], None if cancelled."""
         rest = self._context.rewind_for(tokens)
-        chunk = self._engine.plan.prefill_chunk_tokens
-        for start in range(0, len(rest), chunk):
+        done = 0
+        for chunk in self._context.chunks(rest):
             if progress:
-                progress("prompt", start, len(rest))
+                progress("prompt", done, len(rest))
             if self._cancelled:
                 answer.finish = "cancelled"
                 return None
-            is_last = start + chunk >= len(rest)
+            done += len(chunk)
+            is_last = done == len(rest)
+            if is_last:
+                self._context.mark()
             with self._measured(answer, "prefill"):
-                logits = self._context.decode(
-                    rest[start : start + chunk], "last" if is_last else "none"
-                )
+                logits = self._context.decode(chunk, "last" if is_last else "none")
         if progress:
             progress("prompt", len(rest), len(rest))
         last: FloatArray = logits[-1]

@@ -48,6 +48,7 @@ class Request:
     base_bytes: int
     context_tokens: int
     kv_type: KvType = "f16"
+    mark_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -149,6 +150,7 @@ def _assemble(
         context_tokens=request.context_tokens,
         prefill_chunk_tokens=footprint.chunk_tokens,
         kv_type=request.kv_type,
+        mark_bytes=request.mark_bytes,
     )
     return SlotPlan(plan, tuple(counts))
 

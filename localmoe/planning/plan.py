@@ -25,6 +25,8 @@ class MemoryPlan:
     context_tokens: int
     prefill_chunk_tokens: int
     kv_type: KvType = "f16"
+    mark_bytes: int = 0
+    """What the marks of a recurrent model may take together; see `Engine.mark`."""
 
     @property
     def streams(self) -> bool:
@@ -40,4 +42,5 @@ class MemoryPlan:
             + self.kv_bytes
             + self.compute_bytes
             + self.slot_bytes
+            + self.mark_bytes
         )

@@ -150,6 +150,46 @@ def test_g6_a_decode_that_failed_leaves_no_trace(name: str, zoo_model: ZooModel)
         assert after_rewinding(engine, engine.position) == wanted
 
 
+@pytest.mark.parametrize("name", RECURRENT)
+def test_g6_marks_are_what_a_recurrent_model_goes_back_to(
+    name: str, zoo_model: ZooModel, tmp_path: Path
+) -> None:
+    path = zoo_model(name)
+    with load(path, some_slots(name, path)) as engine:
+        wanted = never_rewound(engine)
+        engine.truncate(0)
+        decode(engine, 0, PREFIX[:1])
+        engine.mark()
+        decode(engine, PREFIX[0], PREFIX[1:])
+        engine.mark()
+        first, end = (PREFIX[0], sum(PREFIX)) if name != "deepseek4" else (0, 0)
+        for extra, back in ((1, 0), (40, 0), (9, 8)):
+            engine.decode(OTHERS[:extra])
+            kept = engine.truncate(sum(PREFIX) + back)
+            assert kept == end
+            assert after_rewinding(engine, kept) == wanted
+        assert engine.truncate(sum(PREFIX) - 1) == first
+        for position in (1, 3):
+            engine.decode(OTHERS[:20])
+            assert engine.truncate(position) == 0, "there is no mark of this text any more"
+
+
+def test_g6_the_last_two_marks_are_kept_and_planned(zoo_model: ZooModel, tmp_path: Path) -> None:
+    with load(zoo_model("qwen3next")) as engine:
+        assert 0 < engine.plan.mark_bytes < 2 * (engine.plan.kv_bytes + (64 << 10))
+        for length in (5, 6, 7):
+            engine.decode(TOKENS[:length])
+            engine.mark()
+        engine.save(tmp_path / "state")
+        assert [mark.position for mark in engine._marks._marks] == [11, 18]
+        assert sum(len(mark.state) for mark in engine._marks._marks) <= engine.plan.mark_bytes
+        engine.decode(OTHERS[:5])
+        assert engine.truncate(17) == 11
+        engine.restore(tmp_path / "state")
+        assert engine.position == 18
+        assert engine.truncate(12) == 0, "marks of another text"
+
+
 def break_reads(engine: LlamaEngine, after: int | None) -> None:
     """Let reads of experts fail after so many; None: no longer."""
     left = [after]

@@ -158,6 +158,18 @@ def test_a_failed_read_in_the_prompt_forgets_the_question() -> None:
     assert "lost" not in engine.text
 
 
+def test_the_end_of_a_prompt_is_marked_where_nothing_else_can_be_gone_back_to() -> None:
+    engine = FakeEngine(rewind_step=0, prefill_chunk_tokens=16)
+    session = session_of(engine)
+    say(session, "a question that takes more than a chunk")
+    (marked,) = engine.marks
+    engine.decoded.clear()
+    session._turns[-1] = Message("assistant", "shorter")
+    assert say(session, "next") == "next"
+    assert sum(engine.decoded) == engine.position - marked
+    assert 0 < marked < engine.marks[-1]
+
+
 @pytest.mark.parametrize("rewind_step", [0, 7])
 def test_an_engine_that_cannot_rewind_everywhere_decodes_more(rewind_step: int) -> None:
     engine = FakeEngine(rewind_step=rewind_step)

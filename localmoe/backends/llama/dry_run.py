@@ -23,6 +23,8 @@ _TIMEOUT_SECONDS = 120
 _ENTRY = "from localmoe.backends.llama.dry_run import child; child()"
 _CACHE_SIZE = re.compile(r"^\w+: (?:.*, )?size = +([\d.]+) MiB(?: \(|$)")
 """Of a KV cache, of recurrent states, and of DeepSeek-V4's compressors, which name it last."""
+_RECURRENT = "llama_memory_recurrent:"
+_MARK_ROOM_NBYTES = 64 << 10  # above the rounded size that llama.cpp logs
 _COMPUTE_SIZE = re.compile(r"compute buffer size = +([\d.]+) MiB")
 _OUTPUT_SIZE = re.compile(r"output buffer size = +([\d.]+) MiB")
 
@@ -33,7 +35,10 @@ class Footprint:
 
     chunk_tokens: int
     kv_bytes: int
+    """The KV cache and recurrent states."""
     compute_bytes: int
+    mark_bytes: int = 0
+    """Room for marks of recurrent states; 0 without such layers."""
 
 
 @dataclass(frozen=True)
@@ -147,6 +152,7 @@ def _measure(
 def _footprint(model: int, context_tokens: int, chunk: int, kv_type: KvType) -> Footprint:
     from localmoe.backends.llama import log, parameters
     from localmoe.backends.llama.bindings import L
+    from localmoe.backends.llama.marks import KEPT
 
     context = parameters.open_context(
         model, context_tokens=context_tokens, chunk_tokens=chunk, threads=1, kv_type=kv_type
@@ -162,4 +168,11 @@ def _footprint(model: int, context_tokens: int, chunk: int, kv_type: KvType) -> 
             "the one that localmoe was tested with"
         )
     mib = 1 << 20
-    return Footprint(chunk, int(sum(caches) * mib), int((compute[-1] + sum(output)) * mib))
+    recurrent = [
+        float(m[1])
+        for line in lines
+        if line.startswith(_RECURRENT) and (m := _CACHE_SIZE.match(line))
+    ]
+    mark_bytes = KEPT * (int(sum(recurrent) * mib) + _MARK_ROOM_NBYTES) if recurrent else 0
+    compute_bytes = int((compute[-1] + sum(output)) * mib)
+    return Footprint(chunk, int(sum(caches) * mib), compute_bytes, mark_bytes)

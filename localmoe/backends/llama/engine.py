@@ -18,6 +18,7 @@ from localmoe.backends.llama import log, state
 from localmoe.backends.llama.bindings import L
 from localmoe.backends.llama.hook import Hook
 from localmoe.backends.llama.loader import LoadedModel
+from localmoe.backends.llama.marks import Marks
 from localmoe.backends.llama.parameters import output_limit
 from localmoe.backends.llama.source import ModelSource
 from localmoe.backends.llama.tokenizer import LlamaTokenizer
@@ -66,6 +67,7 @@ class LlamaEngine:
         self._tokenizer = LlamaTokenizer(model.handle)
         self._batch = L.llama_batch_init(plan.prefill_chunk_tokens, 0, 1)
         self._outputs = output_limit(self._tokenizer.n_vocab, plan.prefill_chunk_tokens)
+        self._marks = Marks(context, plan.mark_bytes)
         self._tokens: list[int] = []
         self._interrupted = False
         self._decoded, self._seconds = 0, 0.0
@@ -156,8 +158,12 @@ class LlamaEngine:
         """Ask a decode under way to end: at the next MoE layer, or chunk if all is resident."""
         self._request_interrupt(True)
 
+    def mark(self) -> None:
+        """Remember this position; see `Engine.mark`. Raises EngineError."""
+        self._marks.add(self.position)
+
     def truncate(self, n: int) -> int:
-        """Keep the first n tokens; return the new position, 0 if it cannot rewind to n."""
+        """Keep the first n tokens; return the new position, smaller if it cannot rewind to n."""
         n = max(0, n)
         held = int(L.llama_memory_seq_pos_max(self._memory, 0)) + 1
         if n >= max(held, self.position):
@@ -166,8 +172,7 @@ class LlamaEngine:
         # there would be added up in another order, and that rounds differently.
         whole = int(L.llama_memory_seq_pos_min(self._memory, 0)) == 0
         if not (n > 0 and whole and L.llama_memory_seq_rm(self._memory, 0, n, -1)):
-            L.llama_memory_clear(self._memory, True)
-            n = 0
+            n = self._marks.rewind(n)
         del self._tokens[n:]
         return self.position
 

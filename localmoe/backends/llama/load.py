@@ -86,6 +86,7 @@ def _request(source: ModelSource, settings: Settings, context_tokens: int) -> Re
         base_bytes=int(psutil.Process().memory_info().rss) + findings.model_bytes,
         context_tokens=context_tokens,
         kv_type=settings.kv_type,
+        mark_bytes=findings.footprints[-1].mark_bytes,
     )
 
 
