@@ -35,6 +35,9 @@ RANGES: dict[str, tuple[float, float]] = {
     "attention.q_lora_rank": (0, MAX_WIDTH),
     "attention.kv_lora_rank": (0, MAX_WIDTH),
     "attention.sliding_window": (0, MAX_CONTEXT_TOKENS),
+    "attention.compress_rope_freq_base": (1e-3, 1e30),
+    "attention.indexer.top_k": (1, MAX_CONTEXT_TOKENS),
+    "attention.indexer.block_size": (1, MAX_CONTEXT_TOKENS),
     "attention.temperature_length": (0, MAX_CONTEXT_TOKENS),
     "attention.layer_norm_epsilon": (0, 1),
     "attention.layer_norm_rms_epsilon": (0, 1),
@@ -54,6 +57,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "ssm.state_size": (1, 1 << 16),
     "ssm.time_step_rank": (1, 1 << 16),
     "shortconv.l_cache": (2, 1 << 10),
+    "hyper_connection.sinkhorn_iterations": (0, 1000),
     "kda.gate_lower_bound": (-1000, 0),
 }
 """Least and most of a key, for each element if it is an array."""
