@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import statistics
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,30 @@ def spin_table(record: Record) -> list[str]:
     return lines
 
 
+def soak_table(record: Record) -> list[str]:
+    lines = [
+        "| model | tokens | experts in memory | layers in passes | peak, MiB of budget | growth of "
+        "memory, KiB: in use, closed | calls compared | wrong |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    totals: Counter[str] = Counter()
+    for name, answer in record["models"].items():
+        slots = [opening["slots"] for opening in answer["openings"]]
+        grown = [answer[kind]["rss_bytes"]["grown"] for kind in ("growth", "growth_when_closed")]
+        replay = answer["replay"]
+        lines.append(
+            f"| {name} | {answer['tokens']} | {min(slots)} to {max(slots)} of "
+            f"{answer['experts']} | {answer['stats']['split_layers']} | "
+            f"{answer['group_peak_mib']} of {answer['budget_mib']} | "
+            f"{', '.join(f'{n / 1024:.0f}' for n in grown)} | {replay['calls']} in "
+            f"{replay['histories']} histories | {len(replay['wrong'])} |"
+        )
+        totals.update(answer["done"])
+    done = ", ".join(f"{count} {name}" for name, count in sorted(totals.items()))
+    kept = all(v for claim, v in record["verdict"].items() if claim.endswith("_steady"))
+    return [*lines, "", f"{done}. Memory, threads and file descriptors steady: {said(kept)}."]
+
+
 def said(value: bool | None) -> str:
     return {True: "yes", False: "NO", None: "not measured"}[value]
 
@@ -99,6 +124,7 @@ TABLES: dict[str, Callable[[Record], list[str]]] = {
     "streaming-vs-mmap": streaming_table,
     "resident-vs-llama": resident_table,
     "spin": spin_table,
+    "soak": soak_table,
 }
 
 
