@@ -182,11 +182,12 @@ def _passes_bytes(request: Request, footprint: ChunkFootprint, counts: Sequence[
     tokens = footprint.chunk_tokens
     # Not by the slots that there are: less memory for passes with more slots would let a plan fit
     # again that did not fit with fewer.
+    demands = [(c.token_demand, c) for c in (request.classes if counts else ())]
     tight = [
         layer.n_experts
-        for slot_class in (request.classes if counts else ())
+        for demand, slot_class in demands
         for layer in slot_class.layers
-        if slot_class.token_demand < min(layer.n_experts, layer.n_experts_used * tokens)
+        if demand < min(layer.n_experts, layer.n_experts_used * tokens)
     ]
     if not tight:
         return 0
