@@ -102,6 +102,25 @@ def soak_table(record: Record) -> list[str]:
     return [*lines, "", f"{done}. Memory, threads and file descriptors steady: {said(kept)}."]
 
 
+def passes_table(record: Record) -> list[str]:
+    lines = [
+        "| side | chunk | tok/s (median) | rounds | read, GB | waited, s | moving rows, s |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for side, rounds in record["rounds"].items():
+        some, speed = rounds[0], samples([r["tokens_per_second"] for r in rounds])
+        lines.append(
+            f"| {side} | {some['chunk_tokens']} | {speed} | {some['read_bytes'] / 1e9:.1f} "
+            f"| {some['stall_seconds']:.1f} | {some['split_seconds']:.2f} |"
+        )
+    return [
+        f"{record['slots']} slots, {record['experts_used']} of 128 experts per layer and token, "
+        f"{record['tokens']} tokens: ratio {record['verdict']['ratio']:.2f}.",
+        "",
+        *lines,
+    ]
+
+
 def said(value: bool | None) -> str:
     return {True: "yes", False: "NO", None: "not measured"}[value]
 
@@ -124,6 +143,8 @@ TABLES: dict[str, Callable[[Record], list[str]]] = {
     "streaming-vs-mmap": streaming_table,
     "resident-vs-llama": resident_table,
     "spin": spin_table,
+    "prefill-passes-k1": passes_table,
+    "prefill-passes-k8": passes_table,
     "soak": soak_table,
 }
 

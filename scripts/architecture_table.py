@@ -1,7 +1,9 @@
-"""Write docs/architectures.md: what the tests run bit for bit, from the models in tests/zoo.
+"""Write docs/architectures.md, and the README's table: what the tests run bit for bit.
 
-python scripts/architecture_table.py            # write the page
-python scripts/architecture_table.py --check    # exit with 1 where it is out of date
+Both come from the models in tests/zoo.
+
+python scripts/architecture_table.py            # write
+python scripts/architecture_table.py --check    # exit with 1 where something is out of date
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ from zoo.model import ZooModel  # noqa: E402
 from zoo.unsupported import UNSUPPORTED  # noqa: E402
 
 PAGE = ROOT / "docs" / "architectures.md"
+README = ROOT / "README.md"
+_BEGIN, _END = "<!-- architectures -->\n", "<!-- end of architectures -->\n"
 COMMAND = "python scripts/architecture_table.py"
 
 _INTRODUCTION = """\
@@ -85,6 +89,26 @@ def _architecture_rows(models: dict[str, ZooModel]) -> Iterable[Sequence[str]]:
         yield f"`{model.architecture}`", model.stands_for, model.covers, _gate(name)
 
 
+def readme() -> str:
+    """Return the README with its table as it should be."""
+    text = README.read_text(encoding="utf-8")
+    before, found, rest = text.partition(_BEGIN)
+    _, ended, after = rest.partition(_END)
+    if not (found and ended):
+        raise SystemExit(f"README.md has no place for the table: {_BEGIN.strip()}, {_END.strip()}")
+    checkpoints: dict[str, list[str]] = {}
+    for model in zoo.ARCHITECTURES.values():
+        checkpoints.setdefault(model.architecture, []).append(model.stands_for)
+    rows = ((f"`{name}`", _checkpoints(found)) for name, found in sorted(checkpoints.items()))
+    return before + _BEGIN + _table(("architecture", "checkpoints"), rows) + _END + after
+
+
+def _checkpoints(stands_for: list[str]) -> str:
+    """Join what the models of an architecture stand for, without variants of the first one."""
+    named = [text for text in stands_for if not text.startswith("the same")]
+    return "; ".join(named or stands_for)
+
+
 def _gate(name: str) -> str:
     return f"`{name}`"
 
@@ -101,16 +125,18 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def main() -> int:
-    """Write the page, or check it."""
+    """Write page and table, or check them."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--check", action="store_true", help="only say whether it is up to date")
-    if not parser.parse_args().check:
-        PAGE.write_text(page(), encoding="utf-8")
-        return 0
-    if PAGE.exists() and PAGE.read_text(encoding="utf-8") == page():
-        return 0
-    print(f"{PAGE.relative_to(ROOT)} is not up to date; run {COMMAND}", file=sys.stderr)
-    return 1
+    check = parser.parse_args().check
+    wrong = 0
+    for path, text in ((PAGE, page()), (README, readme())):
+        if not check:
+            path.write_text(text, encoding="utf-8")
+        elif not path.exists() or path.read_text(encoding="utf-8") != text:
+            print(f"{path.relative_to(ROOT)} is not up to date; run {COMMAND}", file=sys.stderr)
+            wrong = 1
+    return wrong
 
 
 if __name__ == "__main__":
