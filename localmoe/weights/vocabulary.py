@@ -13,45 +13,53 @@ MAX_TOKENS_NBYTES = 32 << 20
 
 _PREFIX = "tokenizer.ggml."
 _BPE = ("gpt2", "gemma4", "whitespace", "hybriddna")
-_SPM = "llama"
-_IDS = ("bos", "eos", "eot", "eom", "unknown")
+_SPM, _RWKV, _PLAMO = "llama", "rwkv", "plamo2"
+_MODELS = (*_BPE, _SPM, _RWKV, _PLAMO)
+_IDS = ("bos", "eos", "eot", "eom")
+"""Others are rarely used, and often wrong: llama.cpp then takes its own."""
 
 
 def check_vocabulary(header: GgufHeader) -> int:
     """Return the number of tokens. Raises ModelFormatError, UnsupportedModelError."""
     model = header.metadata.get(_PREFIX + "model")
-    if model not in (*_BPE, _SPM):
+    if model not in _MODELS:
         raise UnsupportedModelError(
             f"{header.path}: the tokenizer {model!r} is not supported; wanted is one of "
-            f"{', '.join((*_BPE, _SPM))}. Choose another file of this model."
+            f"{', '.join(_MODELS)}. Choose another file of this model."
         )
     tokens = header.metadata.get(_PREFIX + "tokens")
     if not isinstance(tokens, LargeArray) or tokens.kind != "str":
-        raise ModelFormatError(f"{header.path} has no list of tokens ({_PREFIX}tokens).")
+        raise ModelFormatError(
+            f"{header.path} has no list of tokens ({_PREFIX}tokens). The file is damaged."
+        )
     if not 0 < tokens.length <= MAX_TOKENS or tokens.nbytes > MAX_TOKENS_NBYTES:
         raise ModelFormatError(
-            f"{header.path} lists {tokens.length} tokens in {tokens.nbytes} bytes; at most "
-            f"{MAX_TOKENS} in {MAX_TOKENS_NBYTES} are allowed."
+            f"{header.path} lists {tokens.length} tokens in {tokens.nbytes} bytes; wanted are 1 to "
+            f"{MAX_TOKENS} in at most {MAX_TOKENS_NBYTES}. The file is damaged."
         )
     for name in ("scores", "token_type"):
         _check_companion(header, name, tokens.length)
     for name in _IDS:
         _check_id(header, f"{_PREFIX}{name}_token_id", tokens.length)
-    words = _read_words(header, tokens)
-    if model == _SPM:
-        _check_bytes(header, words)
+    _check_bytes(header, model, _read_words(header, tokens))
     return tokens.length
 
 
 def _check_companion(header: GgufHeader, name: str, n_tokens: int) -> None:
-    """Refuse a list beside the tokens that is not as long as theirs."""
+    """Refuse a list beside the tokens that is shorter than theirs."""
     value = header.metadata.get(_PREFIX + name)
-    length = value.length if isinstance(value, LargeArray) else None
-    length = len(value) if isinstance(value, tuple) and not length else length
-    if value is not None and length != n_tokens:
+    if value is None:
+        return
+    length: int | None
+    if isinstance(value, LargeArray):
+        length = value.length
+    else:
+        length = len(value) if isinstance(value, tuple) else None
+    if length is None or length < n_tokens:
+        found = "a single value" if length is None else f"{length} elements"
         raise ModelFormatError(
             f"{header.path}: {_PREFIX}{name} should have {n_tokens} elements, as many as there "
-            f"are tokens, but has {length}."
+            f"are tokens, but is {found}. The file is damaged."
         )
 
 
@@ -59,7 +67,8 @@ def _check_id(header: GgufHeader, key: str, n_tokens: int) -> None:
     value = header.metadata.get(key)
     if value is not None and (type(value) is not int or not 0 <= value < n_tokens):
         raise ModelFormatError(
-            f"{header.path}: {key} should be below the {n_tokens} tokens, but is {value!r}."
+            f"{header.path}: {key} should be below the {n_tokens} tokens, but is {value!r}. "
+            "The file is damaged, or made by another program."
         )
 
 
@@ -84,10 +93,24 @@ def _read_words(header: GgufHeader, tokens: LargeArray) -> set[bytes]:
     return words
 
 
-def _check_bytes(header: GgufHeader, words: set[bytes]) -> None:
+def _check_bytes(header: GgufHeader, model: object, words: set[bytes]) -> None:
+    """Refuse a vocabulary that some text would make llama.cpp throw over, or look up forever."""
+    if model not in (_SPM, _RWKV):
+        return
     for byte in range(256):
-        if b"<0x%02X>" % byte not in words and (not byte or bytes((byte,)) not in words):
+        spellings = _spm_spellings(byte) if model == _SPM else (_rwkv_spelling(byte),)
+        if words.isdisjoint(spellings):
             raise ModelFormatError(
-                f"{header.path}: the tokenizer has no token <0x{byte:02X}>, so not every text can "
-                "be encoded. The file is damaged."
+                f"{header.path}: the tokenizer has no token {spellings[0].decode()}, so not every "
+                "text can be encoded. The file is damaged."
             )
+
+
+def _spm_spellings(byte: int) -> tuple[bytes, ...]:
+    code = b"<0x%02X>" % byte
+    return (code, bytes((byte,))) if byte else (code,)
+
+
+def _rwkv_spelling(byte: int) -> bytes:
+    """Return the byte as its vocabulary writes it: as in a Python literal, without the quotes."""
+    return repr(bytes((byte,)))[2:-1].encode()
