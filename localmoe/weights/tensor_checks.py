@@ -10,8 +10,11 @@ from localmoe.weights.gguf_tensors import TensorInfo
 
 LEAST_ALIGNMENT = 32
 
-_UNCOMPUTABLE = frozenset(("I8", "I16", "I64", "F64", "Q8_1", "Q8_K"))
-_MADE_OF_F32 = ("norm", "conv1d", "shortconv.conv", ".bias", ".scale")
+_UNCOMPUTABLE = frozenset(("I8", "I16", "I32", "I64", "F64", "Q8_1", "Q8_K"))
+_MATRIX = (".weight", ".lora_a", ".lora_b")
+"""How the names of factors of matrix products end."""
+_MADE_OF_F32 = ("norm", "ssm_conv1d", "shortconv.conv", "time_mix_first", "time_mix_lerp")
+_MADE_OF_I32 = ".ffn_gate_tid2eid.weight"
 
 
 def check_tensors(headers: Sequence[GgufHeader], n_tokens: int, width: int) -> None:
@@ -51,15 +54,20 @@ def _check_layout(header: GgufHeader) -> None:
 
 
 def _check_type(path: str, tensor: TensorInfo) -> None:
-    name, is_row = tensor.name, tensor.shape[1:] == (1, 1, 1)
-    if not name.endswith((".weight", ".bias", ".scale")):
-        return
-    wants_f32 = is_row or any(word in name for word in _MADE_OF_F32)
-    if tensor.type_name in _UNCOMPUTABLE or (wants_f32 and tensor.type_name not in ("F32", "I32")):
+    name, found = tensor.name, tensor.type_name
+    if name.endswith(_MADE_OF_I32):
+        wanted, is_right = "I32", found == "I32"
+    elif _wants_f32(tensor):
+        wanted, is_right = "F32", found == "F32"
+    else:
+        wanted, is_right = "a type for weights", found not in _UNCOMPUTABLE
+    if not is_right:
         raise UnsupportedModelError(
-            f"{path}: tensor {name!r} is of type {tensor.type_name}, which llama.cpp cannot "
-            f"compute with{'; it wants F32' if wants_f32 else ''}. The file is damaged, or "
-            "made by another program."
+            f"{path}: tensor {name!r} should be of {wanted}, but is of type {found}, which "
+            "llama.cpp cannot compute with there. The file is damaged, or made by another program."
         )
-    if tensor.type_name == "I32" and (wants_f32 or "_exps" in name or "attn" in name):
-        raise UnsupportedModelError(f"{path}: tensor {name!r} holds integers, not weights.")
+
+
+def _wants_f32(tensor: TensorInfo) -> bool:
+    name, is_row = tensor.name, tensor.shape[1:] == (1, 1, 1)
+    return is_row or not name.endswith(_MATRIX) or any(word in name for word in _MADE_OF_F32)

@@ -13,9 +13,10 @@ from localmoe.errors import ModelError, ModelFormatError, UnsupportedModelError
 from localmoe.weights.gguf import build_catalog
 from localmoe.weights.hparams import check_hparams
 from localmoe.weights.shards import read_shards
-from raw_gguf import EXPERTS, F16, TOKENS, WIDTH, RawGguf, Tensor, tiny
+from raw_gguf import EXPERTS, F16, F32, TOKENS, WIDTH, RawGguf, Tensor, tiny
 
 A = "qwen3moe"
+I32 = 26
 
 
 def check(raw: RawGguf, folder: Path) -> None:
@@ -359,35 +360,57 @@ def test_no_embeddings(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "type_id", "type_name"),
+    ("name", "type_id", "message"),
     [
-        ("blk.0.attn_norm.weight", 26, "I32"),
-        ("blk.0.attn_norm.weight", 30, "BF16"),
-        ("blk.1.ffn_up_exps.weight", 26, "integers"),
-        ("blk.1.ffn_up_exps.scale", 26, "integers"),
-        ("blk.1.ffn_gate_inp.weight", 24, "I8"),
-        ("blk.0.ffn_up.weight", 9, "Q8_1"),
-        ("token_embd.weight", 25, "I16"),
+        ("blk.0.attn_norm.weight", 26, "of F32, but is of type I32"),
+        ("blk.0.attn_norm.weight", 30, "of F32, but is of type BF16"),
+        ("blk.0.ffn_up.weight", 26, "a type for weights, but is of type I32"),
+        ("blk.1.ffn_up_exps.weight", 26, "a type for weights, but is of type I32"),
+        ("blk.1.ffn_up_exps.scale", 26, "of F32, but is of type I32"),
+        ("blk.1.ffn_gate_inp.weight", 24, "a type for weights, but is of type I8"),
+        ("blk.0.ffn_up.weight", 9, "a type for weights, but is of type Q8_1"),
+        ("token_embd.weight", 25, "a type for weights, but is of type I16"),
     ],
 )
 def test_types_that_cannot_be_computed_with(
-    tmp_path: Path, name: str, type_id: int, type_name: str
+    tmp_path: Path, name: str, type_id: int, message: str
 ) -> None:
     raw = tiny().with_tensor(name, type_id=type_id)
-    message = "holds integers" if type_id == 26 else f"is of type {type_name}"
     refuse(raw, tmp_path, message, UnsupportedModelError)
 
 
-def test_a_bias_in_half_precision(tmp_path: Path) -> None:
+def add(name: str, dims: tuple[int, ...], type_id: int) -> RawGguf:
+    """Return the tiny model with one more tensor."""
     raw = tiny()
-    raw.tensors.append(Tensor("blk.1.ffn_up_exps.bias", (8, EXPERTS), 2 * 8 * EXPERTS, F16))
-    refuse(raw, tmp_path, "it wants F32", UnsupportedModelError)
+    raw.tensors.append(Tensor(name, dims, math.prod(dims) * (2 if type_id == F16 else 4), type_id))
+    return raw
+
+
+@pytest.mark.parametrize(
+    ("name", "dims"),
+    [
+        ("blk.1.ffn_up_exps.bias", (8, EXPERTS)),
+        ("blk.1.ssm_a", (16, WIDTH)),
+        ("blk.1.ssm_conv1d.weight", (4, WIDTH)),
+        ("blk.1.time_mix_first.weight", (8, 4)),
+    ],
+)
+def test_what_is_added_or_scanned_is_not_in_half_precision(
+    tmp_path: Path, name: str, dims: tuple[int, ...]
+) -> None:
+    refuse(add(name, dims, F16), tmp_path, "should be of F32", UnsupportedModelError)
+    check(add(name, dims, F32), tmp_path)
+
+
+def test_what_llama_cpp_converts_by_itself_may_be_in_half_precision(tmp_path: Path) -> None:
+    check(add("blk.1.ple_conv1d.weight", (4, WIDTH), F16), tmp_path)
+    check(add("blk.1.attn_q.lora_a", (WIDTH, 4, 2), F16), tmp_path)
 
 
 def test_a_table_of_integers_is_no_weight(tmp_path: Path) -> None:
-    raw = tiny("step35")
-    raw.tensors.append(Tensor("blk.1.ffn_gate_tid2eid", (2, TOKENS), 8 * TOKENS, 26))
-    check(raw, tmp_path)
+    name = "blk.1.ffn_gate_tid2eid.weight"
+    check(add(name, (2, TOKENS), I32), tmp_path)
+    refuse(add(name, (2, TOKENS), F32), tmp_path, "should be of I32", UnsupportedModelError)
 
 
 def test_tensors_out_of_order(tmp_path: Path) -> None:
