@@ -67,13 +67,24 @@ def read_array(header: GgufHeader, array: LargeArray) -> bytes:
 
     Raises ModelNotFoundError, ModelFormatError if the file changed.
     """
+    return read_bytes(header, array.offset, array.nbytes)
+
+
+def read_bytes(header: GgufHeader, offset: int, nbytes: int) -> bytes:
+    """Return so many bytes of the file from `offset` on; the caller bounds them.
+
+    Raises ModelNotFoundError, ModelFormatError if the file changed.
+    """
     try:
         with open(header.path, "rb") as file:
-            file.seek(array.offset)
-            raw = file.read(array.nbytes)
+            file.seek(offset)
+            raw = file.read(nbytes)
     except OSError as error:
-        raise ModelNotFoundError(f"cannot read {header.path} again: {error}.") from error
-    if len(raw) != array.nbytes:
+        raise ModelNotFoundError(
+            f"cannot read {header.path} again: {error.strerror}. Check its permissions and the "
+            "disk."
+        ) from error
+    if len(raw) != nbytes:
         raise ModelFormatError(f"{header.path} became shorter while it was read. Try again.")
     return raw
 

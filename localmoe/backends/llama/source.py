@@ -17,6 +17,8 @@ from localmoe.weights.hparams import check_hparams
 from localmoe.weights.shards import read_shards
 from localmoe.weights.token_tables import check_token_tables
 
+_USED_COUNT = "expert_used_count"
+
 
 @dataclass(frozen=True)
 class ModelSource:
@@ -43,7 +45,7 @@ class ModelSource:
         """The metadata key and value that tell llama.cpp of `experts_used`."""
         if self.experts_used is None:
             return None
-        return f"{self.catalog.architecture}.expert_used_count", self.experts_used
+        return f"{self.catalog.architecture}.{_USED_COUNT}", self.experts_used
 
     def close(self) -> None:
         """Close the files. May be called twice."""
@@ -58,18 +60,7 @@ def open_source(path: str | Path, experts_used: int | None) -> ModelSource:
     check_hparams(headers)
     check_token_tables(headers, catalog)
     if experts_used is not None:
-        if not catalog.layers:
-            raise SettingsError(
-                f"experts_used is {experts_used}, but this model is dense: it has no experts to "
-                "choose from. Leave it out."
-            )
-        fewest = min(layer.n_experts for layer in catalog.layers)
-        if experts_used > fewest:
-            raise SettingsError(
-                f"experts_used is {experts_used}, but a layer has only {fewest} experts"
-            )
-        layers = (replace(layer, n_experts_used=experts_used) for layer in catalog.layers)
-        catalog = replace(catalog, layers=tuple(layers))
+        catalog = _with_experts_used(catalog, experts_used)
     files: dict[str, DirectFile] = {}
     try:
         for name in catalog.paths:
@@ -79,3 +70,26 @@ def open_source(path: str | Path, experts_used: int | None) -> ModelSource:
             file.close()
         raise
     return ModelSource(headers, catalog, files, experts_used)
+
+
+def _with_experts_used(catalog: Catalog, experts_used: int) -> Catalog:
+    """Return the catalog of a model that routes to so many experts. Raises SettingsError."""
+    if not catalog.layers:
+        raise SettingsError(
+            f"experts_used is {experts_used}, but this model is dense: it has no experts to "
+            "choose from. Leave it out."
+        )
+    key = f"{catalog.architecture}.{_USED_COUNT}"
+    if isinstance(catalog.metadata.get(key), tuple):
+        raise SettingsError(
+            f"experts_used is {experts_used}, but this model has a number for each layer ({key}), "
+            "and llama.cpp can replace only one for all. Leave it out."
+        )
+    fewest = min(layer.n_experts for layer in catalog.layers)
+    if experts_used > fewest:
+        raise SettingsError(
+            f"experts_used is {experts_used}, but a layer has only {fewest} experts. Choose "
+            f"{fewest} at most."
+        )
+    layers = (replace(layer, n_experts_used=experts_used) for layer in catalog.layers)
+    return replace(catalog, layers=tuple(layers))
