@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,9 @@ import pytest
 
 from localmoe.backends.llama import parameters
 from localmoe.backends.llama.bindings import L
-from localmoe.backends.llama.loader import load_model
-from localmoe.backends.llama.source import open_source
+from localmoe.backends.llama.loader import WeightBuffers, load_model
+from localmoe.backends.llama.skeleton import Skeleton
+from localmoe.backends.llama.source import ModelSource, open_source
 from localmoe.errors import ModelFormatError
 
 
@@ -45,3 +48,82 @@ def test_large_tensors_are_not_left_to_be_mapped(
         parameters.open_model(["model.gguf"], dry=dry)
     assert modes == [0]
     assert L.llama_model_default_params().lazy_mode != 0
+
+
+@pytest.fixture
+def source(zoo_model: Callable[[str], Path]) -> Iterator[ModelSource]:
+    L.llama_backend_init()
+    source = open_source(zoo_model("qwen3moe"), None)
+    yield source
+    source.close()
+
+
+@pytest.fixture
+def freed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The models that llama.cpp was told to free."""
+    handles: list[int] = []
+    free = L.llama_model_free
+
+    def note(handle: int) -> None:
+        handles.append(handle)
+        free(handle)
+
+    monkeypatch.setattr(L, "llama_model_free", note)
+    return handles
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), MemoryError("no")])
+@pytest.mark.parametrize(
+    ("callback", "frees"), [("_size_of", 0), ("_make_buffer", 0), ("_note", 1)]
+)
+def test_an_exception_in_a_callback_surfaces_as_itself(
+    source: ModelSource,
+    freed: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    callback: str,
+    frees: int,
+    error: BaseException,
+) -> None:
+    """After the last callback llama.cpp knows of no error: it returns a model, which is freed."""
+
+    def fail(_buffers: WeightBuffers, _: int) -> None:
+        raise error
+
+    monkeypatch.setattr(WeightBuffers, callback, fail)
+    with pytest.raises(type(error)) as caught:
+        load_model(source, stream=True)
+    assert caught.value is error
+    assert len(freed) == frees
+
+
+def test_a_stand_in_is_cut_even_after_an_error(
+    source: ModelSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """llama.cpp goes on, and would fill memory with a stand-in that is as long as the model."""
+    shrink, calls = Skeleton.shrink, 0
+
+    def interrupted(skeleton: Skeleton) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise KeyboardInterrupt
+        shrink(skeleton)
+
+    monkeypatch.setattr(Skeleton, "shrink", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        load_model(source, stream=True)
+    assert calls > 1
+
+
+def test_ctrl_c_ends_loading_between_callbacks(source: ModelSource) -> None:
+    told: list[int] = []
+
+    def press(nbytes: int) -> None:
+        told.append(nbytes)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        load_model(source, stream=True, on_bytes=press)
+    assert len(told) == 1
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    load_model(source, stream=True).close()

@@ -6,7 +6,9 @@ import ctypes as C
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import partial
+from typing import TypeVar
 
+from localmoe.backends.interrupts import DeferredInterrupt
 from localmoe.backends.llama import parameters
 from localmoe.backends.llama.bindings import (
     ALLOC_BUFFER,
@@ -32,12 +34,14 @@ from localmoe.weights.catalog import Extent
 _ALIGNMENT_NBYTES = 4096  # of resident tensors: direct reads then land without a bounce buffer
 _EXPERT_PATTERN = rb"^blk\.\d+\.ffn_(gate|up|down|gate_up)_exps\.(weight|bias)$"
 OnBytes = Callable[[int], None]
+Result = TypeVar("Result")
 
 
 class WeightBuffers:
     """A buffer type of our own: hands out memory and notes each tensor instead of copying it.
 
-    llama.cpp calls it while it loads; an exception in a callback is kept in `error`.
+    llama.cpp calls it while it loads. An exception cannot pass through C: after one llama.cpp gets
+    nothing more from here, and `check` raises it.
     """
 
     def __init__(
@@ -53,8 +57,9 @@ class WeightBuffers:
         self.memory: list[HostMemory] = []
         self.tensors: dict[str, int] = {}
         """Name of each tensor that was loaded for use, and the address of its structure."""
-        self.error: BaseException | None = None
-        self.before_mapping: Callable[[], None] = lambda: None
+        self.before_mapping: Callable[[], None] = _nothing
+        """Called before llama.cpp maps a file, and often besides."""
+        self._error: BaseException | None = None
         self._allocate, self._slack, self._on_bytes = allocate, slack_nbytes, on_bytes
         self._unused, self._first = unused, dict[str, int]()
         self._label = C.create_string_buffer(label.encode())
@@ -71,6 +76,15 @@ class WeightBuffers:
         )
         self.address = C.addressof(self._type)
 
+    def stop(self) -> None:
+        """Let loading end as if Ctrl-C had been pressed in a callback."""
+        self._error = self._error or KeyboardInterrupt()
+
+    def check(self) -> None:
+        """Raise what went wrong in a callback."""
+        if self._error:
+            raise self._error
+
     def memory_of(self, address: int) -> tuple[HostMemory, int]:
         """Return the memory that holds an address, and the offset in it."""
         for memory in self.memory:
@@ -79,10 +93,14 @@ class WeightBuffers:
         raise EngineError(f"llama.cpp put a tensor at {address:#x}, outside of its buffer")
 
     def _get_name(self, _type: int | None) -> int:
-        self._guarded(self.before_mapping)
+        # After an error, too: a stand-in that is mapped at its whole length takes memory for it.
+        self._guarded(self.before_mapping, anyway=True)
         return C.addressof(self._label)
 
     def _alloc_size(self, _type: int | None, tensor: int) -> int:
+        return self._guarded(lambda: self._size_of(tensor)) or _ALIGNMENT_NBYTES
+
+    def _size_of(self, tensor: int) -> int:
         # Streamed experts take their place in the slots later: here only a token of it.
         t = Tensor.from_address(tensor)
         is_first = self._first.setdefault(_name(t), tensor) == tensor
@@ -91,22 +109,24 @@ class WeightBuffers:
         return round_up(t.nb[3] * t.ne[3], _ALIGNMENT_NBYTES) + self._slack
 
     def _alloc(self, _type: int | None, nbytes: int) -> int | None:
-        def make() -> None:
-            memory = HostMemory(nbytes)
-            self.memory.append(memory)
-            if self._allocate:
-                memory.prefault(on_bytes=self._on_bytes)
+        # Without a buffer llama.cpp gives up.
+        return self._guarded(lambda: self._make_buffer(nbytes))
 
-        self._guarded(make)
-        if self.error:
-            return None  # llama.cpp gives up; the loader raises `error`
-        address = int(buffer_from_pointer(self.memory[-1].address, nbytes))
+    def _make_buffer(self, nbytes: int) -> int:
+        memory = HostMemory(nbytes)
+        self.memory.append(memory)
+        if self._allocate:
+            memory.prefault(on_bytes=self._tell)
+        address = int(buffer_from_pointer(memory.address, nbytes))
         buffer = Buffer.from_address(address)
         buffer.set_tensor = C.cast(self._set_tensor, C.c_void_p).value
         buffer.buft = self.address
         return address
 
     def _note_tensor(self, _buffer: int, tensor: int, _data: int, _offset: int, _n: int) -> None:
+        self._guarded(lambda: self._note(tensor))
+
+    def _note(self, tensor: int) -> None:
         name = _name(Tensor.from_address(tensor))
         first = self._first[name]
         if first != tensor:
@@ -115,12 +135,22 @@ class WeightBuffers:
         elif name not in self._unused:
             self.tensors[name] = tensor
 
-    def _guarded(self, action: Callable[[], None]) -> None:
-        if self.error is None:
+    def _tell(self, nbytes: int) -> None:
+        self.check()
+        self._on_bytes(nbytes)
+
+    def _guarded(self, action: Callable[[], Result], *, anyway: bool = False) -> Result | None:
+        """Return what the action does; None after anything went wrong."""
+        if anyway or self._error is None:
             try:
-                action()
-            except BaseException as error:  # a C caller cannot pass it on; `check` does
-                self.error = error
+                return action()
+            except BaseException as error:
+                self._error = self._error or error
+        return None
+
+
+def _nothing() -> None:
+    """Do nothing."""
 
 
 def _name(tensor: Tensor) -> str:
@@ -133,8 +163,9 @@ class LoadedModel:
     `experts` maps the names of expert tensors that wait for slots to their structures' addresses.
     """
 
-    def __init__(self, handle: int, buffers: Sequence[WeightBuffers], streamed: bool) -> None:
-        self.handle = handle
+    def __init__(self, buffers: Sequence[WeightBuffers], streamed: bool) -> None:
+        self.handle = 0
+        """llama.cpp's, once it has created the model."""
         self._buffers = tuple(buffers)
         self.experts: Mapping[str, int] = buffers[1].tensors if streamed else {}
 
@@ -161,34 +192,41 @@ def load_model(
     make = partial(WeightBuffers, unused=unused, slack_nbytes=2 * source.block, on_bytes=on_bytes)
     resident = make("localmoe", allocate=True)
     experts = make("localmoe-experts", allocate=not stream)
-    buffers = (resident, experts)
-    model = LoadedModel(0, buffers, stream)
+    model = LoadedModel((resident, experts), stream)
     try:
-        model.handle = _open(source, resident, experts)
-        _fill(source, [resident] if stream else buffers, on_bytes, workers)
+        _open(source, model, resident, experts)
+        _fill(source, (resident,) if stream else (resident, experts), on_bytes, workers)
     except BaseException:
         model.close()
         raise
     return model
 
 
-def _open(source: ModelSource, resident: WeightBuffers, experts: WeightBuffers) -> int:
+def _open(
+    source: ModelSource, model: LoadedModel, resident: WeightBuffers, experts: WeightBuffers
+) -> None:
     """Have llama.cpp create the tensors in our buffers. Raises what a callback caught, first."""
     overrides = (BufferOverride * 3)(
         BufferOverride(_EXPERT_PATTERN, experts.address),
         BufferOverride(b".*", resident.address),
         BufferOverride(None, None),
     )
-    with Skeleton(source.headers) as skeleton:
+
+    def stop() -> None:
+        resident.stop()
+        experts.stop()
+
+    with Skeleton(source.headers) as skeleton, DeferredInterrupt(stop) as interrupt:
         resident.before_mapping = experts.before_mapping = skeleton.shrink
         try:
-            return parameters.open_model(
+            model.handle = parameters.open_model(
                 skeleton.paths, overrides=overrides, experts_used=source.override
             )
         finally:
-            for error in (resident.error, experts.error):
-                if error:
-                    raise error
+            resident.before_mapping = experts.before_mapping = _nothing
+            resident.check()
+            experts.check()
+    interrupt.check()
 
 
 def _fill(
