@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,11 +21,27 @@ def available_memory_bytes(
     The least of free physical memory and what every control group above the process leaves; what
     the process holds already counts as its own.
     """
-    own = int(psutil.Process().memory_info().rss)
+    own = held_memory_bytes()
     rooms = [int(psutil.virtual_memory().available) + own]
     rooms += [room + own for room in _group_rooms(cgroup_root, proc_cgroup)]
     room = min(rooms)
     return max(0, room - max(_MARGIN_MIN_BYTES, int(room * _MARGIN_FRACTION)))
+
+
+def held_memory_bytes() -> int:
+    """Return what this process holds, after it gave back what it has freed: bytes."""
+    _trim_heap()
+    return int(psutil.Process().memory_info().rss)
+
+
+def _trim_heap() -> None:
+    """Have the C library give freed memory back to the system: glibc keeps it for later.
+
+    Else what a closed engine has freed would count as taken, and the next one get fewer slots.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(ctypes.c_size_t(0))
 
 
 def _group_rooms(cgroup_root: Path, proc_cgroup: Path) -> Iterator[int]:

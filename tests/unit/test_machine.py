@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import mmap
+import platform
 from pathlib import Path
 from types import SimpleNamespace
 
 import psutil
 import pytest
 
-from localmoe.planning.machine import available_memory_bytes
+from localmoe.planning.machine import available_memory_bytes, held_memory_bytes
 
 GIB = 1 << 30
 MIB = 1 << 20
@@ -170,3 +172,21 @@ def test_the_margin_never_makes_it_negative(
 
 def test_the_margin_is_a_share_of_large_rooms(groups: Groups) -> None:
     assert groups.available() == 65 * GIB - int(65 * GIB * 0.05)
+
+
+@pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc", reason="others give memory back by themselves"
+)
+def test_what_was_freed_is_not_held() -> None:
+    """Blocks below one that is still in use: glibc keeps them, and would do so for ever."""
+    blocks = [bytes(4096) for _ in range(10_000)]
+    last = blocks.pop()
+    blocks.clear()
+    before = resident_bytes()
+    assert held_memory_bytes() == GIB, "as the process says"
+    assert before - resident_bytes() > 30 * MIB
+    assert last[0] == 0
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
