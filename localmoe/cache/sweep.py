@@ -14,12 +14,13 @@ _Step = tuple[int, int]  # part, group
 
 
 class Sweep:
-    """Serves every expert of a layer once per part, in groups that fit into borrowed slots.
+    """Serves every expert of a layer, part by part, in groups that fit into borrowed slots.
 
     `passes(part)` yields groups as {expert: slot}; the bytes of that part are in place until the
     next group is asked for. Experts that were in slots before stay there, and come first. While
     one group is used, the next one is read, across parts too: a part has a place of its own in
-    the slot, so nothing that is still in use is overwritten. Close it when the layer is done.
+    the slot, so nothing that is still in use is overwritten. Close it when the layer is done, or
+    when `passes` was left before its end.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class Sweep:
         """`slots` are borrowed; `read` starts to read a part of experts, {expert: slot}."""
         self.layer = layer.layer
         self.slots = tuple(slots)
+        """What is borrowed; none once the sweep is closed."""
         self._n_parts, self._held = len(layer.parts), held
         self._read, self._give_back = read, give_back
         # Two banks of slots: one is in use while the other is filled.
@@ -41,7 +43,6 @@ class Sweep:
         self._banks = [slots[:size], slots[size : 2 * size]][: min(2, len(slots))]
         self._groups = [missing[i : i + size] for i in range(0, len(missing), size)]
         self._loads: dict[_Step, list[Load]] = {}
-        self._begun: set[_Step] = set()
         self._swept: set[int] = set()
 
     @property
@@ -80,13 +81,15 @@ class Sweep:
         self._swept.add(part)
 
     def close(self) -> None:
-        """Wait for reads under way, then give the slots back."""
+        """Wait for reads under way, then give the slots back. May be called twice."""
         for loads in self._loads.values():
             for load in loads:
                 load.drain()
         self._loads.clear()
         self._held.close()
-        self._give_back(self)
+        if self.slots:
+            self._give_back(self)
+            self.slots = ()
 
     def __enter__(self) -> Self:
         return self
@@ -111,8 +114,7 @@ class Sweep:
         return dict(zip(self._groups[group], bank, strict=False))
 
     def _begin(self, step: _Step) -> None:
-        """Start the reads of a group's part, once."""
-        if step not in self._begun:
-            self._begun.add(step)
+        """Start the reads of a group's part, unless they are under way."""
+        if step not in self._loads:
             part, group = step
             self._loads[step] = self._read(part, self._slots_of(group))

@@ -119,6 +119,26 @@ def test_parts_in_another_order(make_rig: MakeRig) -> None:
     assert len(rig.began()) == 8 * N_PARTS
 
 
+def test_a_part_that_is_used_twice_is_read_twice(make_rig: MakeRig) -> None:
+    rig = make_rig(4, 2)
+    with rig.cache.sweep(0, ALL) as sweep:
+        for part in (0, 1, 1, 2, 0):
+            assert sorted(check(rig, sweep, part)) == list(ALL)
+    assert len(rig.began()) == 8 * (N_PARTS + 2)
+    rig.use(0, *rig.held(0))
+
+
+def test_closing_twice_gives_the_slots_back_once(make_rig: MakeRig) -> None:
+    rig = make_rig(4, 2)
+    sweep = rig.cache.sweep(0, ALL)
+    sweep.close()
+    rig.use(0, 0, 1, 2, 3)
+    sweep.close()
+    with rig.cache.acquire(0, [4, 5, 6, 7]) as lease:
+        assert len(set(lease.slots.values())) == 4
+        rig.check(lease)
+
+
 def test_a_failed_read_ends_the_sweep_and_nothing_else(make_rig: MakeRig) -> None:
     rig = make_rig(4, 2)
     rig.break_part(0, 6, 1)
