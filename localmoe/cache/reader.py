@@ -109,12 +109,16 @@ class Reader:
         self._closed = False
         # True for each queued job, False to stop: a C-level queue wakes one worker a token.
         self._tokens: SimpleQueue[bool] = SimpleQueue()
-        self._threads = [
-            threading.Thread(target=self._work, name=f"localmoe-reader-{i}", daemon=True)
-            for i in range(workers)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._threads: list[threading.Thread] = []
+        try:
+            for i in range(workers):
+                name = f"localmoe-reader-{i}"
+                thread = threading.Thread(target=self._work, name=name, daemon=True)
+                thread.start()
+                self._threads.append(thread)
+        except BaseException:
+            self.close()
+            raise
 
     def submit(self, jobs: Iterable[Job], *, demand: bool = True) -> None:
         """Queue reads; they start in this order, demand before any speculation."""

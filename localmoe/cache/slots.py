@@ -145,8 +145,12 @@ class SlotPool:
         guard = max(c.stride_nbytes * c.widest_demand for c in classes)
         self.memory = HostMemory(used, guard_nbytes=guard)
         self.ready = counts_at_once(classes, counts)
-        for index, count in enumerate(self.ready):
-            self.memory.prefault(self.start(index, 0), self.start(index, count), on_bytes)
+        try:
+            for index, count in enumerate(self.ready):
+                self.memory.prefault(self.start(index, 0), self.start(index, count), on_bytes)
+        except BaseException:
+            self.memory.close()
+            raise
         self._closing = False
         self._growth: threading.Thread | None = None
 

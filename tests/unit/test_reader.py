@@ -333,3 +333,19 @@ def test_a_part_in_pieces_is_ready_with_its_last_piece(
     rig.disk.let(1)
     load.wait(0)
     assert rig.memory.view[544:][: 3 * PART + 100] == CONTENT[32:][: 3 * PART + 100]
+
+
+def test_a_thread_that_does_not_start_ends_the_others(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    n_before, start = threading.active_count(), threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name.endswith("-2"):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(RuntimeError, match="new thread"):
+        Reader(rig.files, rig.memory, 4)
+    assert threading.active_count() == n_before

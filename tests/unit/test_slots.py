@@ -10,6 +10,8 @@ from dataclasses import replace
 import psutil
 import pytest
 
+from localmoe.cache import slots
+from localmoe.cache.memory import HostMemory
 from localmoe.cache.slots import (
     SlotClass,
     SlotPool,
@@ -171,6 +173,23 @@ def big_pool() -> tuple[list[SlotClass], list[int]]:
     """Return two classes whose slots take 384 MiB together: more than is touched at once."""
     small, large = size_class(96, 2 << 20, used=2), size_class(80, 4 << 20, used=3)
     return [small, large], [96, 48]
+
+
+def test_a_pool_that_was_broken_off_gives_its_memory_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[HostMemory] = []
+
+    class Noted(HostMemory):
+        def __init__(self, nbytes: int, guard_nbytes: int) -> None:
+            super().__init__(nbytes, guard_nbytes)
+            made.append(self)
+
+    def interrupt(_: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(slots, "HostMemory", Noted)
+    with pytest.raises(KeyboardInterrupt):
+        SlotPool([size_class(3, 64)], [3], interrupt)
+    assert [memory._map.closed for memory in made] == [True]
 
 
 def test_a_pool_is_ready_for_any_step_before_all_of_it_is_touched() -> None:
