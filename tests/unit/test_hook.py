@@ -8,13 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from localmoe.backends.llama.bindings import OP_GET_ROWS, OP_MUL_MAT_ID, Tensor
+from localmoe.backends.llama.bindings import OP_GET_ROWS, OP_MUL_MAT_ID, OP_NONE, Tensor
 from localmoe.backends.llama.hook import Hook, PartOf
 from localmoe.backends.llama.passes import Passes
 from localmoe.errors import ModelFormatError, UnsupportedModelError
 from storage import CacheRig
-
-N_PARTS = 3
 
 
 class Graph:
@@ -29,6 +27,7 @@ class Graph:
         layers = {layer.layer: layer for layer in self.rig.experts.layers}
         parts = {C.addressof(self.weights): PartOf(0, 0)}
         self.hook = Hook(self.rig.cache, layers, parts, self.passes)
+        self.nodes: list[Tensor] = []
 
     def tensor(self, numbers: np.ndarray) -> Tensor:
         tensor = Tensor(data=numbers.ctypes.data)
@@ -48,6 +47,7 @@ class Graph:
 
     def compute(self, node: Tensor) -> None:
         """Ask about a node, and tell that it was computed, as the scheduler does."""
+        self.nodes.append(node)  # the hook may write to it until `finish`
         call = self.hook.callback
         if call(C.addressof(node), True, None):
             call(C.addressof(node), False, None)
@@ -102,9 +102,35 @@ def test_expert_numbers_that_do_not_exist_are_refused(graph: Graph) -> None:
 
 def test_after_an_error_every_node_is_refused_until_it_is_raised(graph: Graph) -> None:
     graph.product()
-    node = Tensor()
+    node = Tensor(op=OP_MUL_MAT_ID)
     assert graph.hook.callback(C.addressof(node), True, None)
     assert not graph.hook.callback(C.addressof(node), False, None)
     with pytest.raises(UnsupportedModelError):
         graph.hook.finish()
     assert not graph.hook.callback(C.addressof(node), True, None)
+
+
+def test_what_is_refused_is_not_computed_either(graph: Graph) -> None:
+    """A product with expert numbers for slot numbers would write where it must not."""
+    graph.product()
+    (product,) = graph.nodes
+    assert product.op == OP_NONE
+    other = Tensor(op=OP_GET_ROWS)
+    graph.compute(other)  # of the next part of the graph
+    assert (product.op, other.op) == (OP_MUL_MAT_ID, OP_NONE)
+    with pytest.raises(UnsupportedModelError):
+        graph.hook.finish()
+    assert (product.op, other.op) == (OP_MUL_MAT_ID, OP_GET_ROWS)
+
+
+def test_layers_that_no_graph_routes_are_refused_by_number(graph: Graph) -> None:
+    graph.route()
+    graph.route(b"ffn_moe_weights-7")  # resident experts
+    with pytest.raises(UnsupportedModelError, match="layer 1, 2 were never chosen from"):
+        graph.hook.check_all_routed()
+    for number in (1, 2):
+        graph.numbers[:] = 0, 1
+        graph.route(b"ffn_moe_weights-%d" % number)
+    graph.hook.check_all_routed()
+    graph.hook.finish()
+    graph.hook.check_all_routed()

@@ -29,16 +29,21 @@ from localmoe.backends.llama.bindings import (
     Tensor,
     op_number,
 )
+from localmoe.backends.llama.ids import Ids
 from localmoe.backends.llama.passes import Passes
 from localmoe.cache.expert_cache import ExpertCache
 from localmoe.cache.lease import Lease
 from localmoe.cache.sweep import Sweep
-from localmoe.errors import InterruptedDecodeError, ModelFormatError, UnsupportedModelError
+from localmoe.errors import InterruptedDecodeError, UnsupportedModelError
 from localmoe.weights.catalog import MoeLayer
 
 _ROUTED = b"ffn_moe_weights-"
 _OP_CPY = op_number("CPY")
 _SRC0, _SRC1, _SRC2 = (SRC_OFFSET + i * POINTER_NBYTES for i in range(3))
+_WHAT_TO_DO = (
+    "This architecture cannot be streamed with this version of llama.cpp; give it enough --memory "
+    "to hold all experts."
+)
 
 
 class PartOf(NamedTuple):
@@ -56,47 +61,8 @@ class _LeftOut(NamedTuple):
     part: int
 
 
-class Ids:
-    """The routed expert numbers of one layer, int32 [T, K] in llama.cpp's own memory.
-
-    `experts` lists them row by row. While the graph needs it they are shown as slot numbers.
-    """
-
-    def __init__(self, tensor: int, n_experts: int) -> None:
-        t = Tensor.from_address(tensor)
-        used, rows = t.ne[0], t.ne[1]
-        self.address = t.data
-        row = C.c_int32 * used
-        self._rows = [row.from_address(t.data + i * t.nb[1]) for i in range(rows)]
-        self.experts: list[int] = [expert for ids in self._rows for expert in ids]
-        if self.experts and not 0 <= min(self.experts) <= max(self.experts) < n_experts:
-            raise ModelFormatError(
-                f"the router chose an expert outside of 0 to {n_experts - 1}: the model's weights "
-                "are damaged"
-            )
-        self._used = used
-        self._slots = self.experts
-
-    def assign(self, slots: Mapping[int, int]) -> None:
-        """Replace expert numbers by slot numbers."""
-        self._slots = [slots[expert] for expert in self.experts]
-        self.show_slots()
-
-    def show_slots(self) -> None:
-        """Let the graph see slot numbers."""
-        self._show(self._slots)
-
-    def show_experts(self) -> None:
-        """Let the graph see expert numbers again: per-expert scales are in that order."""
-        self._show(self.experts)
-
-    def _show(self, numbers: list[int]) -> None:
-        for i, row in enumerate(self._rows):
-            row[:] = numbers[i * self._used : (i + 1) * self._used]
-
-
 class Hook:
-    """The scheduler's evaluation callback. After each decode, `error` holds what went wrong."""
+    """The scheduler's evaluation callback. After each decode, `finish` raises what went wrong."""
 
     def __init__(
         self,
@@ -114,6 +80,7 @@ class Hook:
         self._left_out: _LeftOut | None = None
         self._ids: Ids | None = None
         self._waited: set[int] = set()
+        self._unrouted = set(layers)
         self.error: BaseException | None = None
         self.interrupted = False
         """Set by another thread or a signal handler: the next layer ends the decode."""
@@ -131,6 +98,18 @@ class Hook:
         """Free what the passes are computed with."""
         self._passes.close()
 
+    def check_all_routed(self) -> None:
+        """Raise UnsupportedModelError if a layer has not been routed in any graph so far.
+
+        To be asked after a decode that gave logits: without them llama.cpp may leave out the end.
+        """
+        if self._unrouted:
+            layers = ", ".join(map(str, sorted(self._unrouted)))
+            raise UnsupportedModelError(
+                f"the experts of layer {layers} were never chosen from: llama.cpp computes "
+                f"something else there. {_WHAT_TO_DO}"
+            )
+
     def finish(self) -> None:
         """Let go of the last layer's experts; raise what went wrong since the last call."""
         self._put_back()
@@ -140,15 +119,22 @@ class Hook:
             raise error
 
     def _call(self, node: int, ask: bool, _user: object) -> bool:
-        # An exception cannot pass through C: `finish` raises it. Until then every node is asked
-        # for, and refused: the scheduler stops after one.
-        if self.error is not None:
-            return ask
+        # An exception cannot pass through C: `finish` raises it.
         try:
-            return self._ask(node) if ask else self._computed(node)
+            if self.error is None:
+                return self._ask(node) if ask else self._computed(node)
         except BaseException as error:
             self.error = error
-            return ask
+        return ask and self._refuse(node)
+
+    def _refuse(self, node: int) -> bool:
+        """Have the scheduler stop at a node, and not compute it either.
+
+        A product might take expert numbers for slot numbers, and count rows beyond its buffers.
+        """
+        self._put_back()
+        self._leave_out(node)
+        return True
 
     def _ask(self, node: int) -> bool:
         """Return whether to stop after this node; wait for what it needs."""
@@ -196,6 +182,7 @@ class Hook:
         layer = int(C.string_at(node + NAME_OFFSET + len(_ROUTED)))
         if layer not in self._layers:
             return
+        self._unrouted.discard(layer)
         self._ids = ids = Ids(ids_tensor, self._layers[layer].n_experts)
         if not self._cache.fits(layer, ids.experts):
             self._sweep = self._cache.sweep(layer, ids.experts)
@@ -229,12 +216,10 @@ class Hook:
         address = C.c_void_p.from_address(ids + DATA_OFFSET).value if ids else None
         if not held or held.layer != layer or not self._ids or address != self._ids.address:
             raise UnsupportedModelError(
-                f"layer {layer} multiplies with experts whose routing was not seen. This "
-                "architecture cannot be streamed with this version of llama.cpp; give it enough "
-                "--memory to hold all experts."
+                f"layer {layer} multiplies with experts whose routing was not seen. {_WHAT_TO_DO}"
             )
 
-    def _leave_out(self, node: int, part: int) -> None:
+    def _leave_out(self, node: int, part: int = 0) -> None:
         op = C.c_int.from_address(node + OP_OFFSET)
         self._left_out = _LeftOut(node, op.value, part)
         op.value = OP_NONE
