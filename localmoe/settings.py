@@ -42,6 +42,11 @@ class Settings:
     experts_used: int | None = None
     """Overrides the checkpoint's number of active experts. Lossy: for experiments only."""
 
+    @property
+    def n_threads(self) -> int:
+        """Threads that compute: `threads`, or as many as there are cores for this process."""
+        return self.threads or available_threads()
+
     def __post_init__(self) -> None:
         for name in ("memory_bytes", "threads", "prefill_chunk_tokens", "slots", "experts_used"):
             value = getattr(self, name)

@@ -24,6 +24,7 @@ _RESIDENT_CHUNK_TOKENS = 32
 """Shorter chunks slow prefill more than a few missing experts do."""
 _WIDTH_KEYS = ("embedding_length", "feed_forward_length", "expert_feed_forward_length")
 _ROW_MAPPING_NBYTES = 8  # per slot, expert of a token and token: llama.cpp groups rows by expert
+_TILE_NBYTES = 512 << 10  # per thread, in each of llama.cpp's work buffers: TILED_WS_SLOT
 
 
 class ChunkFootprint(Protocol):
@@ -49,6 +50,7 @@ class Request:
     context_tokens: int
     kv_type: KvType = "f16"
     mark_bytes: int = 0
+    threads: int = 1
 
 
 @dataclass(frozen=True)
@@ -163,15 +165,16 @@ def _work_bytes(request: Request, footprint: ChunkFootprint, counts: Sequence[in
     layers = request.catalog.layers
     width = max(_dimension(request, key) for key in _WIDTH_KEYS)
     if not layers:
-        return footprint.chunk_tokens * width * 2
+        return _product_bytes(request, 0, footprint.chunk_tokens, width)
     n_matrices = max(counts or (layer.n_experts for layer in layers))
     rows = max(layer.n_experts_used for layer in layers) * footprint.chunk_tokens
-    whole = _product_bytes(n_matrices, rows, width)
+    whole = _product_bytes(request, n_matrices, rows, width)
     return whole + _passes_bytes(request, footprint, counts)
 
 
-def _product_bytes(n_matrices: int, rows: int, width: int) -> int:
-    return n_matrices * (rows * _ROW_MAPPING_NBYTES + 128) + rows * width * 2
+def _product_bytes(request: Request, n_matrices: int, rows: int, width: int) -> int:
+    mapping = n_matrices * (rows * _ROW_MAPPING_NBYTES + 128)
+    return mapping + rows * width * 2 + request.threads * _TILE_NBYTES
 
 
 def _passes_bytes(request: Request, footprint: ChunkFootprint, counts: Sequence[int]) -> int:
@@ -194,8 +197,10 @@ def _passes_bytes(request: Request, footprint: ChunkFootprint, counts: Sequence[
     embedding = _dimension(request, "embedding_length")
     expert = _dimension(request, "expert_feed_forward_length")
     expert = expert or _dimension(request, "feed_forward_length")
-    moved = tokens * (embedding + 2 * expert) * 4  # gate and up may be one product
-    return _product_bytes(max(tight), tokens, max(embedding, expert)) + moved
+    widest = max(embedding, expert)
+    results = max(embedding, 2 * expert)  # gate and up may be one product
+    moved = tokens * (widest + results) * 4
+    return _product_bytes(request, max(tight), tokens, widest) + moved
 
 
 def _dimension(request: Request, key: str) -> int:

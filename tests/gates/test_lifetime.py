@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 import localmoe
+from localmoe.backends.llama import load as load_module
 from localmoe.backends.llama import parameters
 from localmoe.cache.direct_file import DirectFile
 from localmoe.errors import BudgetError, EngineError, LocalMoeError, ModelError
@@ -119,10 +120,15 @@ def openings(zoo_model: ZooModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         load(zoo_model("deepseek2"), SLOTS).close()
 
     def fails_late() -> None:
-        """Fail when the weights and the slots are there already."""
+        """Fail when the weights, the slots, and even the context are there already."""
+        for place, name in ((load_module, "Passes"), (parameters, "open_context")):
+            with monkeypatch.context() as patch:
+                patch.setattr(place, name, raise_engine_error)
+                refuse(zoo_model("qwen3moe"), EngineError, slots=SLOTS)
         with monkeypatch.context() as patch:
-            patch.setattr(parameters, "open_context", raise_engine_error)
+            patch.setattr(load_module, "LlamaEngine", raise_engine_error)
             refuse(zoo_model("qwen3moe"), EngineError, slots=SLOTS)
+            refuse(zoo_model("qwen3moe"), EngineError)
 
     def fails_reading() -> None:
         """Fail while the weights are read."""

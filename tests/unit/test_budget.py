@@ -17,12 +17,15 @@ from localmoe.planning.budget import (
     plan_fixed_slots,
     plan_memory,
 )
+from localmoe.planning.plan import MemoryPlan
 from localmoe.planning.sizes import format_nbytes
 from localmoe.weights.catalog import Catalog, ExpertPart, Extent, MoeLayer, ResidentTensor
 
 MIB = 1 << 20
 GIB = 1 << 30
 N_LAYERS, N_EXPERTS, N_USED = 8, 64, 4
+TILE_NBYTES = 512 << 10
+"""What llama.cpp's tiled kernels take for each thread."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +126,38 @@ def test_a_chunk_may_ask_for_more_experts_than_there_are_slots() -> None:
     loose = plan_memory(enough, 500 * MIB).plan
     assert loose.prefill_chunk_tokens == chunk
     assert slot_plan.plan.compute_bytes >= chunk * 1024 * 4
-    assert loose.compute_bytes < loose.slots * (4 * chunk * 8 + 128) + 4 * chunk * 1024 * 2 + 1
+    product = loose.slots * (4 * chunk * 8 + 128) + 4 * chunk * 1024 * 2
+    assert loose.compute_bytes <= product + TILE_NBYTES
+
+
+@pytest.mark.parametrize(("embedding", "expert"), [(2048, 768), (1024, 1024), (512, 2048)])
+def test_passes_have_room_for_the_widest_rows_in_and_out(embedding: int, expert: int) -> None:
+    widths = {"embedding_length": embedding, "expert_feed_forward_length": expert}
+    tight = fixed_plan(request_for(*REQUEST.catalog.layers, **widths))
+    # So few experts that no step asks for more than there are slots.
+    few = [replace(m, n_experts=2 * N_USED) for m in REQUEST.catalog.layers]
+    loose = fixed_plan(request_for(*few, **widths))
+    tokens = FOOTPRINTS[0].chunk_tokens
+    # Gate, up and down in turn; gate and up may be one product.
+    moved = tokens * (max(embedding, expert) + max(embedding, 2 * expert)) * 4
+    mapping = N_EXPERTS * (tokens * 8 + 128)
+    product = mapping + tokens * max(embedding, expert) * 2 + TILE_NBYTES
+    assert tight.compute_bytes - loose.compute_bytes == moved + product
+
+
+def fixed_plan(request: Request) -> MemoryPlan:
+    """Return a plan with 32 slots of each size."""
+    return plan_fixed_slots(request, GIB, 64).plan
+
+
+def test_each_thread_needs_scratch_memory_in_each_work_buffer() -> None:
+    more = plan_fixed_slots(replace(REQUEST, threads=64), GIB, 64).plan
+    one = plan_fixed_slots(REQUEST, GIB, 64).plan
+    assert more.compute_bytes - one.compute_bytes == 2 * 63 * TILE_NBYTES
+    resident = plan_memory(replace(REQUEST, threads=64), 16 * GIB).plan
+    assert resident.compute_bytes - plan_memory(REQUEST, 16 * GIB).plan.compute_bytes == (
+        63 * TILE_NBYTES
+    )
 
 
 def test_all_resident_with_a_shorter_chunk_is_better_than_streaming() -> None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 from pathlib import Path
-
-import psutil
 
 from localmoe.backends.llama import parameters
 from localmoe.backends.llama.bindings import L, Tensor
@@ -26,8 +25,8 @@ from localmoe.planning.budget import (
     smallest_budget_mib,
 )
 from localmoe.planning.dense import smaller_context_tokens
-from localmoe.planning.machine import available_memory_bytes
-from localmoe.settings import Progress, Settings, available_threads
+from localmoe.planning.machine import available_memory_bytes, held_memory_bytes
+from localmoe.settings import Progress, Settings
 
 
 def load(path: str | Path, settings: Settings, progress: Progress | None = None) -> LlamaEngine:
@@ -83,10 +82,11 @@ def _request(source: ModelSource, settings: Settings, context_tokens: int) -> Re
         catalog=catalog,
         classes=source.slot_classes,
         footprints=findings.footprints,
-        base_bytes=int(psutil.Process().memory_info().rss) + findings.model_bytes,
+        base_bytes=held_memory_bytes() + findings.model_bytes,
         context_tokens=context_tokens,
         kv_type=settings.kv_type,
         mark_bytes=findings.footprints[-1].mark_bytes,
+        threads=settings.n_threads,
     )
 
 
@@ -119,26 +119,25 @@ class _Assembly:
             on_bytes=self._on_bytes,
             workers=self._settings.read_workers,
         )
-        streaming: Streaming | None = None
-        try:
-            if self._counts:
-                streaming = self._streaming(model)
+        with ExitStack() as undo:
+            undo.callback(model.close)
+            streaming = self._streaming(model) if self._counts else None
+            if streaming:
+                undo.callback(streaming.close)
             context = parameters.open_context(
                 model.handle,
                 context_tokens=self._plan.context_tokens,
                 chunk_tokens=self._plan.prefill_chunk_tokens,
-                threads=self._settings.threads or available_threads(),
+                threads=self._settings.n_threads,
                 kv_type=self._plan.kv_type,
                 eval_callback=streaming.hook.callback if streaming else None,
             )
-        except BaseException:
-            model.close()
+            undo.callback(L.llama_free, context)
             if streaming:
-                streaming.close()
-            raise
-        if streaming:
-            streaming.cache.grow()
-        return LlamaEngine(self._source, self._plan, model, context, streaming)
+                streaming.cache.grow()
+            engine = LlamaEngine(self._source, self._plan, model, context, streaming)
+            undo.pop_all()
+        return engine
 
     def _on_bytes(self, nbytes: int) -> None:
         self._done += nbytes
@@ -148,19 +147,19 @@ class _Assembly:
     def _streaming(self, model: LoadedModel) -> Streaming:
         """Make the slots and the cache, and point every expert tensor at them."""
         catalog = self._source.catalog
-        pool = SlotPool(self._source.slot_classes, self._counts, self._on_bytes)
-        cache = ExpertCache(
-            catalog.layers, pool, self._source.files, workers=self._settings.read_workers
-        )
-        try:
-            parts = self._bind(model, pool, cache)
-        except BaseException:
-            cache.close()
-            pool.close()
-            raise
         layers = {layer.layer: layer for layer in catalog.layers}
-        passes = Passes(self._settings.threads or available_threads())
-        return Streaming(pool, cache, Hook(cache, layers, parts, passes, self._scaled_layers()))
+        with ExitStack() as undo:
+            pool = SlotPool(self._source.slot_classes, self._counts, self._on_bytes)
+            undo.callback(pool.close)
+            cache = ExpertCache(
+                catalog.layers, pool, self._source.files, workers=self._settings.read_workers
+            )
+            undo.callback(cache.close)
+            parts = self._bind(model, pool, cache)
+            passes = Passes(self._settings.n_threads)
+            hook = Hook(cache, layers, parts, passes, self._scaled_layers())
+            undo.pop_all()
+        return Streaming(pool, cache, hook)
 
     def _bind(self, model: LoadedModel, pool: SlotPool, cache: ExpertCache) -> dict[int, PartOf]:
         """Let slot numbers take the place of expert numbers in every expert tensor."""

@@ -47,14 +47,14 @@ class Passes:
         self.seconds = 0.0
         """Time spent on moving rows: what it costs that experts did not fit at once."""
         self._scratch: dict[str, npt.NDArray[Any]] = {}
-        self._arena = ggml_init(InitParams(_GRAPH_NBYTES, None, True))
-        self._graph = _new_graph(self._arena, 1, False)
-        self._node = Tensor()
-        _add_node(self._graph, C.addressof(self._node))
         self._backend = _backend_init()
         if not self._backend:
             raise EngineError("llama.cpp has no CPU backend; reinstall llama-cpp-python")
         _set_threads(self._backend, threads)
+        self._arena = ggml_init(InitParams(_GRAPH_NBYTES, None, True))
+        self._graph = _new_graph(self._arena, 1, False)
+        self._node = Tensor()
+        _add_node(self._graph, C.addressof(self._node))
 
     def close(self) -> None:
         """Free llama.cpp's side. May be called twice."""
@@ -113,10 +113,11 @@ class Passes:
             raise EngineError(f"llama.cpp could not compute a pass of {whole.name!r} ({status})")
 
     def _buffer(self, name: str, rows: int, width: int) -> Floats:
-        found = self._scratch.get(name)
-        if found is None or found.size < rows * width:
-            found = self._scratch[name] = np.empty(rows * width, np.float32)
-        return found[: rows * width].reshape(rows, width)
+        size = rows * width
+        if name not in self._scratch or self._scratch[name].size < size:
+            self._scratch.pop(name, None)  # first: the plan counts no second one
+            self._scratch[name] = np.empty(size, np.float32)
+        return self._scratch[name][:size].reshape(rows, width)
 
 
 class _RowsByExpert:
