@@ -126,17 +126,19 @@ class Engine(Protocol):
 
         False for models with recurrent layers, which keep a state instead of what they have read:
         they go back to a `mark`, or to 0. Layers with a window are no obstacle where an engine
-        keeps all that they have read. One that keeps less returns 0 for what is forgotten, although
-        this is True.
+        keeps all that they have read. It may have less after `restore`: a saved state holds only
+        what the windows still see. Then `truncate` returns 0, although this is True.
         """
         ...
 
     def decode(self, tokens: list[int], logits: Logits = "last") -> FloatArray:
-        """Append tokens and return logits, float32 [n, V]: n is 1, len(tokens) or 0.
+        """Append at least one token; return logits, float32 [n, V]: n is 1, len(tokens) or 0.
 
-        The array belongs to the caller. On any error, Ctrl-C included, the position is what it was
+        The array belongs to the caller, and "all" logits of many tokens are large: 4 n V bytes, of
+        which the plan knows nothing. On any error, Ctrl-C included, the position is what it was
         before, or less if the architecture cannot rewind, and the engine stays usable. Raises
-        ContextFullError, ExpertReadError, InterruptedDecodeError.
+        ContextFullError, ExpertReadError, InterruptedDecodeError, UnsupportedModelError,
+        EngineError.
         """
         ...
 
@@ -158,16 +160,21 @@ class Engine(Protocol):
     def truncate(self, n: int) -> int:
         """Keep the first n tokens; return the new position, smaller if it cannot rewind to n.
 
-        The tokens after it have to be decoded again, as `can_rewind` explains.
+        It may be smaller, and the tokens after it have to be decoded again, where `can_rewind` is
+        False, or after `restore` in a model with windows.
         """
         ...
 
     def save(self, path: Path) -> None:
-        """Write the state of the context, atomically."""
+        """Write the state of the context, atomically. Raises EngineError."""
         ...
 
     def restore(self, path: Path) -> None:
-        """Read back what `save` wrote for the same model and settings."""
+        """Read back what `save` wrote for the same model and type of KV cache; marks are forgotten.
+
+        Raises EngineError: for a file that is not usable, and then the context is what it was; or
+        because the engine refuses it nonetheless, and then the context is empty.
+        """
         ...
 
     def stats(self) -> Stats:
@@ -175,7 +182,7 @@ class Engine(Protocol):
         ...
 
     def close(self) -> None:
-        """Free everything. May be called twice."""
+        """Free everything. May be called twice; what needs the model then raises EngineError."""
         ...
 
     def __enter__(self) -> Self: ...

@@ -30,6 +30,7 @@ from localmoe.errors import (
     InterruptedDecodeError,
     ModelFormatError,
     SettingsError,
+    UnsupportedModelError,
 )
 
 ZooModel = Callable[[str], Path]
@@ -255,6 +256,54 @@ def test_truncated_state_is_refused(engine: LlamaEngine, tmp_path: Path) -> None
     assert engine.position == 4
 
 
+def test_a_state_that_cannot_be_written_is_an_error_and_leaves_nothing(
+    engine: LlamaEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine.decode(TOKENS[:4])
+    with pytest.raises(EngineError, match="could not write the state"):
+        engine.save(tmp_path / "no folder" / "state")
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(EngineError, match="could not write .*: No space left"):
+            engine.save(tmp_path / "state")
+    assert list(tmp_path.iterdir()) == []
+    assert engine.position == 4
+
+
+def test_an_empty_context_is_a_state_too(engine: LlamaEngine, tmp_path: Path) -> None:
+    engine.save(tmp_path / "state")
+    wanted = engine.decode(TOKENS)
+    engine.restore(tmp_path / "state")
+    assert engine.position == 0
+    assert np.array_equal(engine.decode(TOKENS), wanted)
+
+
+def test_experts_that_the_graph_does_not_use_are_refused_with_the_first_logits(
+    engine: LlamaEngine,
+) -> None:
+    assert engine._streaming
+    layers = {layer.layer for layer in engine.catalog.layers}
+    assert engine._streaming.hook._unrouted == layers
+    engine.decode(TOKENS[:4])
+    assert engine._streaming.hook._unrouted == set()
+    engine._streaming.hook._unrouted.add(99)
+    engine.decode(TOKENS[4:6], "none")
+    with pytest.raises(UnsupportedModelError, match="experts of layer 99"):
+        engine.decode(TOKENS[6:8])
+    assert engine.position == 6
+
+
+def test_all_logits_of_several_steps_are_those_of_each(engine: LlamaEngine) -> None:
+    found = engine.decode(TOKENS[:7], "all")
+    engine.truncate(0)
+    rows = [engine.decode(TOKENS[i : min(i + 2, 7)], "all") for i in range(0, 7, 2)]
+    assert found.tobytes() == np.concatenate(rows).tobytes()
+
+
 def test_full_context_says_how_many_tokens_are_free(engine: LlamaEngine) -> None:
     context = engine.plan.context_tokens
     for _ in range(context // 16):
@@ -270,12 +319,27 @@ def test_impossible_tokens_are_refused(engine: LlamaEngine, tokens: list[int]) -
         engine.decode(tokens)
 
 
-def test_closed_engine_is_refused_and_closes_twice(zoo_model: ZooModel) -> None:
+def test_closed_engine_is_refused_and_closes_twice(zoo_model: ZooModel, tmp_path: Path) -> None:
     engine = load(zoo_model("qwen3moe"), slots=8)
+    engine.decode([1])
+    engine.save(tmp_path / "state")
     engine.close()
     engine.close()
-    with pytest.raises(EngineError, match="closed"):
-        engine.decode([1])
+    uses: list[Callable[[], object]] = [
+        lambda: engine.decode([1]),
+        lambda: engine.truncate(0),
+        engine.mark,
+        lambda: engine.save(tmp_path / "state"),
+        lambda: engine.restore(tmp_path / "state"),
+        lambda: engine.tokenizer.encode("text"),
+        lambda: engine.tokenizer.token_bytes(1),
+        lambda: engine.tokenizer.is_end(1),
+        lambda: engine.tokenizer.bos,
+    ]
+    for use in uses:
+        with pytest.raises(EngineError, match="closed"):
+            use()
+    assert (engine.position, engine.can_rewind, engine.stats().tokens) == (1, True, 1)
 
 
 def test_engines_leave_no_threads_and_no_files(zoo_model: ZooModel) -> None:

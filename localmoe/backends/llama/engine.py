@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes as C
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -68,6 +66,9 @@ class LlamaEngine:
         self._batch = L.llama_batch_init(plan.prefill_chunk_tokens, 0, 1)
         self._outputs = output_limit(self._tokenizer.n_vocab, plan.prefill_chunk_tokens)
         self._marks = Marks(context, plan.mark_bytes)
+        self._can_rewind = not (
+            L.llama_model_is_recurrent(model.handle) or L.llama_model_is_hybrid(model.handle)
+        )
         self._tokens: list[int] = []
         self._interrupted = False
         self._decoded, self._seconds = 0, 0.0
@@ -127,23 +128,23 @@ class LlamaEngine:
     @property
     def can_rewind(self) -> bool:
         """Whether there are no recurrent layers; see `Engine.can_rewind`."""
-        model = self._model.handle
-        return not (L.llama_model_is_recurrent(model) or L.llama_model_is_hybrid(model))
+        return self._can_rewind
 
     def decode(self, tokens: list[int], logits: Logits = "last") -> FloatArray:
         """Append tokens and return logits, float32 [n, V]; see `Engine.decode`."""
-        if not self._context:
-            raise EngineError("the engine is closed")
+        self._check_open()
         self._check_tokens(tokens)
         start, began = self.position, time.perf_counter()
-        rows = []
+        n_rows = {"last": 1, "all": len(tokens), "none": 0}[logits]
+        # One array for all steps: the rows of many tokens are too large to be held twice.
+        result, done = np.empty((n_rows, self._tokenizer.n_vocab), np.float32), 0
         self._request_interrupt(False)
         with DeferredInterrupt(self.interrupt) as interrupt:
             try:
                 for chunk, flags in self._chunks(tokens, logits):
                     if self._interrupted:
                         raise InterruptedDecodeError("the decode was interrupted")
-                    rows.append(self._step(chunk, flags))
+                    done += self._step(chunk, flags, result[done:])
                 interrupt.check()
             except BaseException:
                 self.truncate(start)
@@ -152,7 +153,7 @@ class LlamaEngine:
             finally:
                 self._seconds += time.perf_counter() - began
         self._decoded += len(tokens)
-        return np.concatenate(rows)
+        return result
 
     def interrupt(self) -> None:
         """Ask a decode under way to end: at the next MoE layer, or chunk if all is resident."""
@@ -160,10 +161,12 @@ class LlamaEngine:
 
     def mark(self) -> None:
         """Remember this position; see `Engine.mark`. Raises EngineError."""
+        self._check_open()
         self._marks.add(self.position)
 
     def truncate(self, n: int) -> int:
         """Keep the first n tokens; return the new position, smaller if it cannot rewind to n."""
+        self._check_open()
         n = max(0, n)
         held = int(L.llama_memory_seq_pos_max(self._memory, 0)) + 1
         if n >= max(held, self.position):
@@ -177,35 +180,19 @@ class LlamaEngine:
         return self.position
 
     def save(self, path: Path) -> None:
-        """Write the context's state to a temporary name beside `path`, then rename it."""
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        stamp = [*state.model_stamp(self._catalog, self._plan.kv_type), *self._tokens]
-        array = (L.llama_token * len(stamp))(*stamp)
-        log.clear()
-        try:
-            if not L.llama_state_seq_save_file(
-                self._context, str(temporary).encode(), 0, array, len(stamp)
-            ):
-                raise EngineError(f"could not write the state to {path}: {log.last_error()}")
-            state.seal(temporary)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        """Write the context's state; see `Engine.save`. Raises EngineError."""
+        self._check_open()
+        stamp = state.model_stamp(self._catalog, self._plan.kv_type)
+        state.write(self._context, path, [*stamp, *self._tokens])
 
     def restore(self, path: Path) -> None:
-        """Read back a state. Raises EngineError, and keeps what is there, if it is not usable."""
+        """Read back a state; see `Engine.restore`. Raises EngineError."""
+        self._check_open()
         stamp = state.model_stamp(self._catalog, self._plan.kv_type)
         state.check(path, stamp, self._plan.context_tokens)
-        room = len(stamp) + self._plan.context_tokens
-        array, count = (L.llama_token * room)(), C.c_size_t()
         self.truncate(0)
-        log.clear()
-        if not L.llama_state_seq_load_file(
-            self._context, str(path).encode(), 0, array, room, C.byref(count)
-        ):
-            L.llama_memory_clear(self._memory, True)
-            raise EngineError(f"{path} does not fit this context: {log.last_error()}")
-        self._tokens = list(array[len(stamp) : count.value])
+        words = state.read(self._context, path, len(stamp) + self._plan.context_tokens)
+        self._tokens = words[len(stamp) :]
 
     def stats(self) -> Stats:
         """Return a snapshot of the counters."""
@@ -226,6 +213,7 @@ class LlamaEngine:
         """Free everything. May be called twice."""
         if not self._context:
             return
+        self._tokenizer.close()
         L.llama_batch_free(self._batch)
         L.llama_free(self._context)
         self._context = 0
@@ -249,6 +237,10 @@ class LlamaEngine:
         self._interrupted = wanted
         if self._streaming:
             self._streaming.hook.interrupted = wanted
+
+    def _check_open(self) -> None:
+        if not self._context:
+            raise EngineError("the engine is closed: load the model again")
 
     def _check_tokens(self, tokens: list[int]) -> None:
         if not tokens:
@@ -274,8 +266,8 @@ class LlamaEngine:
                 flags[-1] = True
             yield chunk, flags
 
-    def _step(self, tokens: list[int], flags: list[bool]) -> FloatArray:
-        """Compute one batch; return its logits, [number of flags set, V]."""
+    def _step(self, tokens: list[int], flags: list[bool], out: FloatArray) -> int:
+        """Compute one batch; write the logits asked for to the start of `out`, return how many."""
         batch, position = self._batch, self.position
         batch.n_tokens = len(tokens)
         for i, (token, flag) in enumerate(zip(tokens, flags, strict=True)):
@@ -289,12 +281,11 @@ class LlamaEngine:
                 self._streaming.hook.finish()
         if status:
             raise EngineError(f"llama.cpp could not decode ({status}): {log.last_error()}")
+        rows = sum(flags)
+        if rows:
+            if self._streaming:
+                self._streaming.hook.check_all_routed()
+            pointer = L.llama_get_logits(self._context)
+            out[:rows] = np.ctypeslib.as_array(pointer, (rows, self._tokenizer.n_vocab))
         self._tokens.extend(tokens)
-        return self._logits(sum(flags))
-
-    def _logits(self, rows: int) -> FloatArray:
-        n_vocab = self._tokenizer.n_vocab
-        if rows == 0:
-            return np.empty((0, n_vocab), np.float32)
-        pointer = L.llama_get_logits(self._context)
-        return np.ctypeslib.as_array(pointer, (rows, n_vocab)).copy()
+        return rows

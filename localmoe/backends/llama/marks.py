@@ -33,8 +33,10 @@ class Marks:
 
         Raises EngineError.
         """
+        if not position or not self._most_nbytes:
+            return
         size = int(L.llama_state_seq_get_size_ext(self._context, 0, _PARTIAL))
-        if not position or not 0 < size <= self._most_nbytes:
+        if not 0 < size <= self._most_nbytes:
             return
         self._marks = [mark for mark in self._marks if mark.position < position][1 - KEPT :]
         state = (C.c_uint8 * size)()

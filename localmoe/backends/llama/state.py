@@ -6,6 +6,7 @@ before the checksum, the model's stamp and the number of tokens have been checke
 
 from __future__ import annotations
 
+import ctypes as C
 import hashlib
 import os
 import struct
@@ -14,6 +15,8 @@ from typing import BinaryIO
 
 import numpy as np
 
+from localmoe.backends.llama import log
+from localmoe.backends.llama.bindings import L
 from localmoe.errors import EngineError
 from localmoe.settings import KvType
 from localmoe.weights.catalog import Catalog
@@ -21,8 +24,6 @@ from localmoe.weights.catalog import Catalog
 _DIGEST_NBYTES = 32
 _HEAD = struct.Struct("<III")  # llama.cpp's magic, version and token count
 _COPY_NBYTES = 1 << 20
-
-
 _VERSION = b"2 "
 _KV_TYPES: tuple[KvType, ...] = ("f16", "q8_0", "q4_0")
 """A state names its type by the place in this list."""
@@ -37,7 +38,42 @@ def model_stamp(catalog: Catalog, kv_type: KvType) -> list[int]:
     return [*(int(word) for word in words), _KV_TYPES.index(kv_type)]
 
 
-def seal(path: Path) -> None:
+def write(context: int, path: Path, words: list[int]) -> None:
+    """Write a context's state behind these words: to a temporary name first, then for good.
+
+    Raises EngineError.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    array = (L.llama_token * len(words))(*words)
+    log.clear()
+    try:
+        if not L.llama_state_seq_save_file(context, str(temporary).encode(), 0, array, len(words)):
+            raise EngineError(f"could not write the state to {path}: {log.last_error()}")
+        _seal(temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise EngineError(f"could not write the state to {path}: {error.strerror}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read(context: int, path: Path, capacity: int) -> list[int]:
+    """Fill an empty context from a file that `check` found good; return its words.
+
+    `capacity` is how many there may be. Raises EngineError, and leaves the context empty, where
+    llama.cpp refuses the file nonetheless.
+    """
+    array, count = (L.llama_token * capacity)(), C.c_size_t()
+    log.clear()
+    if not L.llama_state_seq_load_file(
+        context, str(path).encode(), 0, array, capacity, C.byref(count)
+    ):
+        L.llama_memory_clear(L.llama_get_memory(context), True)
+        raise EngineError(f"{path} does not fit this context: {log.last_error()}")
+    return list(array[: count.value])
+
+
+def _seal(path: Path) -> None:
     """Append the checksum to a file that llama.cpp wrote, and make it durable."""
     with open(path, "rb+") as file:
         digest = _digest(file, os.fstat(file.fileno()).st_size)

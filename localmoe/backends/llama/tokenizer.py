@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes as C
 
 from localmoe.backends.llama.bindings import L
-from localmoe.errors import ChatError
+from localmoe.errors import ChatError, EngineError
 
 _NO_TOKEN = -1
 
@@ -14,9 +14,19 @@ class LlamaTokenizer:
     """Implements `backends.base.Tokenizer` over a llama.cpp vocabulary."""
 
     def __init__(self, model: int) -> None:
-        self._vocab = L.llama_model_get_vocab(model)
+        self._open_vocab: int | None = L.llama_model_get_vocab(model)
         self._n_vocab = int(L.llama_vocab_n_tokens(self._vocab))
         self._pieces: dict[tuple[int, bool], bytes] = {}
+
+    def close(self) -> None:
+        """Let go of the vocabulary, which goes with the model; `n_vocab` stays."""
+        self._open_vocab = None
+
+    @property
+    def _vocab(self) -> int:
+        if self._open_vocab is None:
+            raise EngineError("the engine of this tokenizer is closed: load the model again")
+        return self._open_vocab
 
     @property
     def n_vocab(self) -> int:
