@@ -168,3 +168,14 @@ def test_the_type_of_the_cache_reaches_both_sides(bench: Bench, zoo_model: ZooMo
         assert answer["extra"]["plan"]["kv_type"] == kv_type
         hashes.add(answer["logits_sha256"])
     assert len(hashes) == 2
+
+
+@pytest.mark.parametrize(("name", "rewinds"), [("qwen3next", True), ("deepseek4", False)])
+def test_a_recurrent_model_takes_its_last_token_back_to_a_mark(
+    name: str, rewinds: bool, bench: Bench, zoo_model: ZooModel
+) -> None:
+    answer = answer_of(bench(str(zoo_model(name)), *SHORT, "--json"))
+    assert (answer["resident_tokens_per_second"] is not None) == rewinds
+    reason = None if rewinds else "this model cannot take one token back"
+    assert answer["extra"]["resident_unknown"] == reason
+    assert len(answer["extra"]["resident_token_seconds"]) == (16 if rewinds else 0)
