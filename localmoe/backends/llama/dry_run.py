@@ -10,17 +10,22 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from localmoe.errors import EngineError, LocalMoeError, ModelFormatError, SettingsError
 from localmoe.settings import KvType
 
 CHUNK_CANDIDATES = (512, 256, 128, 64, 32, 16, 8, 4, 2, 1)
 _TIMEOUT_SECONDS = 120
-_ENTRY = "from localmoe.backends.llama.dry_run import child; child()"
+_ENTRY = (
+    "import json, sys; request = json.load(sys.stdin); sys.path[:] = request.pop(); "
+    "from localmoe.backends.llama.dry_run import child; child(request)"
+)
 _CACHE_SIZE = re.compile(r"^\w+: (?:.*, )?size = +([\d.]+) MiB(?: \(|$)")
 """Of a KV cache, of recurrent states, and of DeepSeek-V4's compressors, which name it last."""
 _RECURRENT = "llama_memory_recurrent:"
@@ -60,12 +65,12 @@ def dry_run(
     """Measure in a child process.
 
     Raises ModelFormatError when llama.cpp refuses or dies, SettingsError when only `kv_type` is to
-    blame for that.
+    blame for that, EngineError when there is no answer.
     """
     request = [list(paths), context_tokens, list(chunks), experts_used]
     try:
         return _ask_child(paths[0], [*request, kv_type])
-    except LocalMoeError as error:
+    except ModelFormatError as error:
         if kv_type == "f16":
             raise
         _ask_child(paths[0], [*request, "f16"])  # raises what is wrong with the model itself
@@ -76,26 +81,26 @@ def dry_run(
 
 
 def _ask_child(path: str, values: Sequence[object]) -> DryRun:
-    request = json.dumps(values)
+    request = json.dumps([*values, [entry for entry in sys.path if entry]])
     try:
         done = subprocess.run(
-            [sys.executable, "-c", _ENTRY, request],
-            stdin=subprocess.DEVNULL,
+            [sys.executable, "-P", "-c", _ENTRY],
+            input=request.encode(),
             capture_output=True,
             timeout=_TIMEOUT_SECONDS,
             check=False,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
         )
     except subprocess.TimeoutExpired as error:
         raise ModelFormatError(
             f"{path}: llama.cpp did not finish reading the header in {_TIMEOUT_SECONDS} s. "
             "The machine is overloaded, or the file is damaged."
         ) from error
-    if done.returncode < 0:
-        raise ModelFormatError(
-            f"{path}: llama.cpp gave up on this header (signal {-done.returncode}): "
-            f"{_last_line(done.stderr)}. The file is damaged, or made for another version."
-        )
+    except OSError as error:
+        raise EngineError(
+            f"cannot start a process that reads the header of {path}: {error.strerror}. Close "
+            "other programs, or lift the limit on processes (ulimit -u)."
+        ) from error
+    _check_end(path, done)
     try:
         answer = json.loads(done.stdout)
     except ValueError as error:
@@ -105,15 +110,30 @@ def _ask_child(path: str, values: Sequence[object]) -> DryRun:
     return DryRun(tuple(Footprint(**f) for f in answer["footprints"]), answer["model_bytes"])
 
 
+def _check_end(path: str, done: subprocess.CompletedProcess[bytes]) -> None:
+    """Raise for a child that a signal ended."""
+    if done.returncode == -signal.SIGKILL:
+        raise EngineError(
+            f"the process that read the header of {path} was killed, most likely because the "
+            "machine ran out of memory. Close other programs; where that does not help, the file "
+            "is damaged."
+        )
+    if done.returncode < 0:
+        raise ModelFormatError(
+            f"{path}: llama.cpp gave up on this header (signal {-done.returncode}): "
+            f"{_last_line(done.stderr)}. The file is damaged, or made for another version."
+        )
+
+
 def _last_line(output: bytes) -> str:
     lines = [line for line in output.decode(errors="replace").splitlines() if line.strip()]
     aborts = [line for line in lines if "GGML_ASSERT" in line or "Error" in line]
     return (aborts or lines or ["no message"])[-1].strip()
 
 
-def child() -> None:
+def child(request: list[Any]) -> None:
     """Answer one request on standard output: the child's side of `dry_run`."""
-    paths, context_tokens, chunks, experts_used, kv_type = json.loads(sys.argv[1])
+    paths, context_tokens, chunks, experts_used, kv_type = request
     used = (experts_used[0], experts_used[1]) if experts_used else None
     try:
         run = _measure(paths, context_tokens, chunks, used, kv_type)
