@@ -149,7 +149,7 @@ def figures(
 ) -> Report:
     """Return speed, cache and limit. `spent` is of the forced tokens alone.
 
-    `device` None: nothing was read.
+    `device` None: a dense model, whose figures about experts are None.
     """
     count = len(forced.token_seconds)
     compute_seconds = statistics.median(resident) if resident else None
@@ -157,9 +157,9 @@ def figures(
     limit = Limit(read_per_token / device.bytes_per_second if device else 0.0, compute_seconds)
     return {
         "tokens_per_second": forced.tokens_per_second,
-        "hit_rate": spent.hit_rate,
-        "bytes_read_per_token": read_per_token,
-        "stall_seconds_per_token": spent.stall_seconds / count,
+        "hit_rate": spent.hit_rate if device else None,
+        "bytes_read_per_token": read_per_token if device else None,
+        "stall_seconds_per_token": spent.stall_seconds / count if device else None,
         "device_bytes_per_second": device.bytes_per_second if device else None,
         "resident_tokens_per_second": 1 / compute_seconds if compute_seconds else None,
         "limit_tokens_per_second": limit.tokens_per_second,

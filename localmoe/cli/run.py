@@ -31,6 +31,7 @@ Examples:
   localmoe run                                    chat with the demonstration model
   localmoe run "Why is the sky blue?"             answer and exit
   localmoe run big.gguf --memory 8GiB             chat with a large model in 8 GiB
+  localmoe run big.gguf --kv-type q8_0            remember the chat in half the memory
   localmoe run big.gguf "Summarize:" < notes.txt  a prompt and a file
 """
 

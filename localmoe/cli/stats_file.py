@@ -12,6 +12,9 @@ from localmoe.backends.base import Engine
 from localmoe.chat.usage import Phase, Usage
 from localmoe.errors import SettingsError
 
+_LEAST_SPLIT_SECONDS = 0.05
+"""What passes cost is worth telling from here on: less would be shown as 0.0 s."""
+
 
 def peak_rss_bytes() -> int:
     """Return the most memory that this process has held at once."""
@@ -74,8 +77,8 @@ def status_line(engine: Engine, usage: Usage) -> str:
         words.append(f"{usage.decode.tokens_per_second:.1f} tok/s")
         if engine.plan.streams:
             words.append(f"{usage.decode.stats.hit_rate:.0%} of experts from memory")
-    if usage.prefill.stats.split_layers:
-        seconds = usage.prefill.stats.split_seconds
+    seconds = usage.prefill.stats.split_seconds
+    if seconds >= _LEAST_SPLIT_SECONDS:
         words.append(f"{seconds:.1f} s of the prompt spent on passes, for want of memory")
     return ", ".join(words).replace("%", " %")
 

@@ -89,11 +89,12 @@ def test_streamed_and_resident_runs_end_in_the_same_logits(
 
 @pytest.mark.parametrize("name", ["mmap", "ram"])
 def test_a_peer_is_measured_in_turn_and_gives_the_same_logits(
-    name: str, bench: Bench, zoo_model: ZooModel
+    name: str, bench: Bench, zoo_model: ZooModel, unexplained: Callable[[Any], list[str]]
 ) -> None:
     arguments = ("--slots", "20", "--peer", name, "--peer-tokens", "3", "--rounds", "2", "--json")
     answer = answer_of(bench(str(zoo_model("qwen3moe")), *SHORT, *arguments))
     assert set(answer) == KEYS | {"extra", "peer", "ratio"}
+    assert unexplained(answer) == []
     peer = answer["peer"]
     assert (peer["name"], peer["tokens"]) == (name, 3)
     assert len(peer["rounds"]) == len(answer["extra"]["rounds"]) == 2
@@ -141,7 +142,8 @@ def test_a_dense_model_is_measured_without_rows_about_experts(
     answer = answer_of(bench(model, *SHORT, "--json"))
     assert set(answer) == KEYS | {"extra"}
     assert (answer["slots"], answer["extra"]["model"]["experts"]) == (0, 0)
-    assert answer["device_bytes_per_second"] is None
+    about_experts = ("hit_rate", "bytes_read_per_token", "stall_seconds_per_token")
+    assert [answer[key] for key in (*about_experts, "device_bytes_per_second")] == [None] * 4
     done = bench(model, *SHORT)
     assert (done.returncode, done.stderr) == (0, "")
     assert "expert" not in done.stdout

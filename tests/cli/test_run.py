@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -54,7 +55,7 @@ def test_a_prompt_is_answered_the_same_from_an_argument_and_from_a_pipe(
 
 
 def test_without_a_model_and_a_prompt_the_demonstration_answers_and_says_what_it_is(
-    run: Run, tmp_path: Path
+    run: Run, tmp_path: Path, unexplained: Callable[[Any], list[str]]
 ) -> None:
     stats = tmp_path / "stats.json"
     done = run("run", *SHORT, "--stats", str(stats), "--memory", "2GiB")
@@ -69,6 +70,7 @@ def test_without_a_model_and_a_prompt_the_demonstration_answers_and_says_what_it
         "tokens", "tokens_per_second", "hit_rate", "bytes_read_per_token",
         "stall_seconds_per_token", "peak_rss_bytes", "budget_bytes", "load_seconds", "prefill",
     }  # fmt: skip
+    assert unexplained(figures) == []
     assert set(figures["tokens_per_second"]) == {"prefill", "decode"}
     assert figures["tokens"] == 12
     assert figures["budget_bytes"] == 2 << 30

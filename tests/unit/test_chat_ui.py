@@ -12,9 +12,11 @@ from prompt_toolkit.input import PipeInput, create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
 from fake_engine import FakeEngine
+from localmoe.backends.base import Stats
 from localmoe.chat.sampling import Sampler, SamplingOptions
 from localmoe.chat.session import ChatSession
 from localmoe.chat.templates import CHATML, ChatTemplate
+from localmoe.chat.usage import Phase, Usage
 from localmoe.cli.chat_commands import NAMES, ChatCommands
 from localmoe.cli.chat_ui import Chat
 from localmoe.cli.interrupts import BrokenOffError, Interrupts
@@ -180,6 +182,17 @@ def test_stats_show_speed_and_hits() -> None:
     assert "4 tokens" in outcome.text
     assert "75.0 % of requests" in outcome.text
     assert "100 bytes and 1.0 ms of waiting per token" in outcome.text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(0.0, False), (0.04, False), (0.06, True), (2.34, True)]
+)
+def test_the_line_under_an_answer_tells_what_passes_cost(seconds: float, said: bool) -> None:
+    stats = Stats(split_layers=3, split_seconds=seconds)
+    line = status_line(FakeEngine(), Usage(answer_tokens=1, prefill=Phase(9, 5.0, stats)))
+    assert line.startswith("1 token")
+    assert (f"{seconds:.1f} s of the prompt spent on passes" in line) == said
+    assert "0.0 s" not in line
 
 
 def test_stats_of_a_dense_model_speak_of_no_hits() -> None:
