@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -36,3 +37,14 @@ def demo_model_path(pytestconfig: pytest.Config) -> Path:
 
     assert pytestconfig.cache is not None
     return demo_model(pytestconfig.cache.mkdir("demo-model"))
+
+
+# --- Ctrl-C ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def python_handler() -> Iterator[None]:
+    """Python's own handler of Ctrl-C: a shell's background jobs begin with it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

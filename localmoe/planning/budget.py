@@ -16,7 +16,10 @@ from localmoe.settings import KvType
 from localmoe.weights.catalog import Catalog
 
 MARGIN_BYTES = 96 << 20
-"""For what cannot be planned: thread stacks, Python objects, page tables, library pages."""
+"""For what cannot be planned: thread stacks, Python objects, page tables, library pages.
+
+While a state is saved or restored llama.cpp copies the keys of one layer: they come out of it, too.
+"""
 _MARGIN_FRACTION = 0.01
 _CHUNK_SHARE = 4
 """A prefill chunk's buffers may take up to a quarter of what is left for slots."""

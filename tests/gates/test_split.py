@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +23,7 @@ import pytest
 import localmoe
 from localmoe.backends.base import Stats
 from localmoe.backends.llama.engine import LlamaEngine
+from localmoe.backends.llama.passes import Passes
 from localmoe.cache.direct_file import DirectFile
 from localmoe.cache.slots import slot_classes
 from localmoe.errors import ExpertReadError, InterruptedDecodeError
@@ -118,6 +121,32 @@ def test_a_read_that_fails_in_a_pass_ends_the_decode_and_nothing_else(
             with pytest.raises(ExpertReadError, match="Input/output error"):
                 engine.decode(TOKENS[10 : 10 + CHUNK], "none")
         assert engine.position == 10
+        assert same(logits_of(engine), resident_logits(path, 2))
+
+
+@pytest.mark.usefixtures("python_handler")
+@pytest.mark.parametrize("name", ["gpt-oss", "qwen3next"])
+def test_ctrl_c_in_a_pass_ends_the_decode_at_the_next_group(
+    name: str, zoo_model: ZooModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = zoo_model(name)
+    with load(path, 12) as engine:
+        engine.decode(TOKENS[:10], "none")
+        engine.mark()
+        compute, calls = Passes._compute, 0
+
+        def pressing(*arguments: Any) -> None:
+            nonlocal calls
+            calls += 1
+            signal.raise_signal(signal.SIGINT)
+            compute(*arguments)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Passes, "_compute", pressing)
+            with pytest.raises(KeyboardInterrupt):
+                engine.decode(TOKENS[10 : 10 + CHUNK], "none")
+        assert calls == 1
+        assert engine.position == 10, "where it was, by a mark if need be"
         assert same(logits_of(engine), resident_logits(path, 2))
 
 

@@ -160,14 +160,6 @@ def test_interrupted_decode_ends_and_the_next_one_works(
     assert np.array_equal(engine.decode(TOKENS[4:]), wanted)
 
 
-@pytest.fixture
-def python_handler() -> Iterator[None]:
-    """Python's own handler of Ctrl-C: a shell's background jobs begin with it ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.mark.usefixtures("python_handler")
 def test_ctrl_c_in_mid_layer_is_raised_when_the_engine_is_whole_again(
     engine: LlamaEngine, monkeypatch: pytest.MonkeyPatch
