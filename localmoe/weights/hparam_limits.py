@@ -57,6 +57,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "ssm.state_size": (1, 1 << 16),
     "ssm.time_step_rank": (1, 1 << 16),
     "shortconv.l_cache": (2, 1 << 10),
+    "wkv.head_size": (1, 1 << 16),
     "hyper_connection.sinkhorn_iterations": (0, 1000),
     "kda.gate_lower_bound": (-1000, 0),
 }
@@ -76,6 +77,9 @@ ARCHITECTURE_RANGES: dict[str, dict[str, tuple[float, float]]] = {
     **dict.fromkeys(_GRANITE.split(), {"logit_scale": (1e-6, 1e9)}),
 }
 """The same, narrower, for what one architecture of llama.cpp aborts on or computes wrongly."""
+
+WKV_STEP = 64
+"""Elements of a head that RWKV's kernels compute at once; a rest overruns memory."""
 
 ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")
 

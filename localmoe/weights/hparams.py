@@ -21,6 +21,7 @@ from localmoe.weights.hparam_limits import (
     ROPE_SCALINGS,
     SCALES_QUERIES,
     WITHOUT_ATTENTION,
+    WKV_STEP,
 )
 from localmoe.weights.hparam_values import Hparams
 from localmoe.weights.tensor_checks import check_tensors
@@ -120,6 +121,12 @@ def _check_query_scaling(hparams: Hparams) -> None:
         raise hparams.error("attention.temperature_length", "should be above zero", length)
 
 
+def _check_wkv_heads(hparams: Hparams) -> None:
+    size = hparams.integer("wkv.head_size", 0)
+    if size % WKV_STEP:
+        raise hparams.error("wkv.head_size", f"should be a multiple of {WKV_STEP}", size)
+
+
 def _check_blocks(hparams: Hparams, headers: Sequence[GgufHeader]) -> None:
     """Refuse tensors of layers beyond the number that the metadata give."""
     n_layers = hparams.integer("block_count", 1)
@@ -145,4 +152,5 @@ _CHECKS: tuple[Callable[[Hparams], None], ...] = (
     _check_expert_groups,
     _check_sliding_window,
     _check_query_scaling,
+    _check_wkv_heads,
 )

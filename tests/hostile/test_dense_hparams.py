@@ -67,6 +67,15 @@ def test_widths_that_a_graph_asserts(name: str, key: str, value: int, tmp_path: 
         check(dense(name).with_key(f"{name}.{key}", "u32", value), tmp_path)
 
 
+@pytest.mark.parametrize("size", [0, 32, 96])
+def test_heads_of_rwkv_are_computed_in_whole_steps(size: int, tmp_path: Path) -> None:
+    """llama.cpp does not look: it would read and write behind the last head."""
+    key = "rwkv7.wkv.head_size"
+    with pytest.raises(ModelFormatError, match=key):
+        check(dense("rwkv7").with_key(key, "u32", size), tmp_path)
+    check(dense("rwkv7").with_key(key, "u32", 128), tmp_path)
+
+
 def test_what_is_left_ends_the_child_alone(
     zoo_model: Callable[[str], Path], tmp_path: Path
 ) -> None:
