@@ -82,7 +82,7 @@ class ContextFullError(EngineError):
 
 
 class InterruptedDecodeError(EngineError):
-    """A decode was stopped by `Engine.interrupt`; the position is what it was before."""
+    """A decode was stopped by `Engine.interrupt`; the position is as after any error there."""
 
 
 class ChatError(LocalMoeError):

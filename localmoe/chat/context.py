@@ -8,6 +8,7 @@ from itertools import pairwise
 from localmoe.backends.base import Engine, FloatArray, Logits
 
 _TAIL_TOKENS = 8
+"""More than what templates write between the last question and the answer, and then may drop."""
 
 
 class Context:

@@ -79,7 +79,7 @@ class Passes:
         source = source.reshape(-1, source.shape[2])
         target = target.reshape(-1, width)
         if not np.may_share_memory(target, _rows(node)):
-            raise UnsupportedModelError(f"{whole.name!r} has results that do not lie in a row")
+            raise _unsupported(whole, "has results that do not lie in a row")
         by_expert = _RowsByExpert(experts)
         for slots in passes:
             for batch in by_expert.batches(slots, tokens):
@@ -110,7 +110,8 @@ class Passes:
         node.src[rows_at], node.src[2] = C.addressof(rows), C.addressof(numbers)
         status = _graph_compute(self._backend, self._graph)
         if status:
-            raise EngineError(f"llama.cpp could not compute a pass of {whole.name!r} ({status})")
+            name = whole.name.decode(errors="replace")
+            raise EngineError(f"llama.cpp could not compute a pass of {name} ({status})")
 
     def _buffer(self, name: str, rows: int, width: int) -> Floats:
         size = rows * width
@@ -153,14 +154,18 @@ def _rows(address: int) -> Floats:
     """Return the float32 numbers of a tensor [width, K, T] as an array [T, K, width]."""
     t = Tensor.from_address(address)
     if t.type != _F32 or t.ne[3] != 1 or t.nb[0] != 4:
-        raise UnsupportedModelError(
-            f"{t.name!r} is not made of float32 rows: this architecture cannot compute more "
-            "experts in a step than there are slots. Give it more --memory."
-        )
+        raise _unsupported(t, "is not made of float32 rows")
     shape, strides = (t.ne[2], t.ne[1], t.ne[0]), (t.nb[2], t.nb[1], t.nb[0])
     span = 4 + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
     memory = (C.c_char * span).from_address(t.data)
     return np.ndarray(shape, np.float32, memory, strides=strides)
+
+
+def _unsupported(tensor: Tensor, reason: str) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f"{tensor.name.decode(errors='replace')} {reason}: this architecture cannot compute more "
+        "experts in a step than there are slots. Give it more --memory."
+    )
 
 
 def _describe(tensor: Tensor, kind: int, rows: npt.NDArray[Any]) -> None:
