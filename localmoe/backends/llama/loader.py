@@ -185,7 +185,7 @@ def load_model(
     """Create the model and read its resident tensors; with `stream` False its experts too.
 
     `on_bytes` is told of bytes made ready: each counts once when its page is touched and once when
-    it is read. Raises ModelFormatError, ExpertReadError.
+    it is read. Raises ModelFormatError, BudgetError, ExpertReadError, EngineError.
     """
     # Some loaders create the layers that predict further tokens, even if they are not asked to.
     unused = frozenset(tensor.name for tensor in source.catalog.unused)
