@@ -5,6 +5,7 @@ from __future__ import annotations
 from localmoe.weights.hparam_limits import (
     EQUAL_HEADS,
     LATENT,
+    NEVER_ROTATES,
     ROTATES,
     ROTATES_HALF_OF_IT,
     ROTATES_IN_SECTIONS,
@@ -36,21 +37,26 @@ def check_head_widths(hparams: Hparams) -> None:
     default = hparams.integer("embedding_length", 1) // n_heads
     key_width = hparams.integer("attention.key_length", default)
     value_width = hparams.integer("attention.value_length", default)
-    rotated = hparams.integer("rope.dimension_count", key_width)
+    if hparams.architecture in EQUAL_HEADS and key_width != value_width:
+        raise hparams.error("attention.value_length", f"should be {key_width}", value_width)
+    if hparams.architecture not in NEVER_ROTATES:
+        rotated = hparams.integer("rope.dimension_count", key_width)
+        _check_rotation(hparams, key_width, rotated)
+        _check_window_widths(hparams, key_width, rotated)
+        _check_rope_sections(hparams, rotated)
+
+
+def _check_rotation(hparams: Hparams, key_width: int, rotated: int) -> None:
     if rotated % 2 or rotated > key_width:
         raise hparams.error(
             "rope.dimension_count", f"should be even and at most the head's {key_width}", rotated
         )
-    if hparams.architecture in EQUAL_HEADS and key_width != value_width:
-        raise hparams.error("attention.value_length", f"should be {key_width}", value_width)
     if hparams.architecture in ROTATES_WHOLE_HEAD and rotated != key_width:
         raise hparams.error("rope.dimension_count", f"should be {key_width}", rotated)
     if hparams.architecture in ROTATES and not rotated:
         raise hparams.error("rope.dimension_count", "should be above zero", rotated)
     if hparams.architecture in ROTATES_HALF_OF_IT and rotated % 4:
         raise hparams.error("rope.dimension_count", "should be a multiple of 4", rotated)
-    _check_window_widths(hparams, key_width, rotated)
-    _check_rope_sections(hparams, rotated)
 
 
 def _check_window_widths(hparams: Hparams, key_width: int, rotated: int) -> None:

@@ -100,7 +100,7 @@ _ROTATION_IN_SECTIONS = "paddleocr qwen2vl qwen35 qwen35moe qwen3vl qwen3vlmoe q
 _UNEQUAL_HEADS = """
 falcon-h1 gemma gemma2 gemma3 gemma3n gemma4 mimo2 minicpm3 plamo2 plamo3 plm step35
 """
-_NO_ROTATION = "bloom gpt2 granitehybrid jais mpt nemotron_h nemotron_h_moe refact starcoder"
+_NO_ROTATION = "bloom gpt2 jais mpt nemotron_h nemotron_h_moe refact starcoder"
 
 ROTATES_WHOLE_HEAD = frozenset(_WHOLE_ROTATION.split())
 """Architectures whose graph asserts that keys, values and rotation are equally wide."""
@@ -113,7 +113,10 @@ ROTATES = _ROTATES_EQUAL_HEADS | frozenset(_UNEQUAL_HEADS.split())
 ROTATES_HALF_OF_IT = frozenset(("step35",))
 """Architectures that rotate half of what they say in layers without a window."""
 
-EQUAL_HEADS = _ROTATES_EQUAL_HEADS | frozenset(_NO_ROTATION.split())
+NEVER_ROTATES = frozenset(_NO_ROTATION.split())
+"""Architectures that rotate nothing, whatever their metadata say."""
+
+EQUAL_HEADS = _ROTATES_EQUAL_HEADS | NEVER_ROTATES | {"granitehybrid"}
 """Architectures whose graph asserts that keys and values are equally wide."""
 
 ROTATES_IN_SECTIONS = frozenset(_ROTATION_IN_SECTIONS.split())
