@@ -85,7 +85,7 @@ Threads = Annotated[
         "--threads",
         metavar="N",
         min=1,
-        max=4096,
+        max=512,
         envvar="LOCALMOE_THREADS",
         help="Threads that compute. Default: all cores that this process may use.",
     ),
