@@ -38,7 +38,8 @@ class Marks:
         size = int(L.llama_state_seq_get_size_ext(self._context, 0, _PARTIAL))
         if not 0 < size <= self._most_nbytes:
             return
-        self._marks = [mark for mark in self._marks if mark.position < position][1 - KEPT :]
+        kept = [mark for mark in self._marks if mark.position < position]
+        self._marks = kept[max(0, len(kept) + 1 - KEPT) :]
         state = (C.c_uint8 * size)()
         if L.llama_state_seq_get_data_ext(self._context, state, size, 0, _PARTIAL) != size:
             raise EngineError("llama.cpp could not copy the state of the recurrent layers")
