@@ -36,7 +36,6 @@ class Driver:
         self.job, self.rng = job, np.random.default_rng(job.seed)
         self.holdings = Holdings()
         self.history: list[Step] = []
-        self.was_restored = False
         self.saved: dict[Path, list[Step]] = {}
         self.tokens = self.checks = 0
         self.done: Counter[str] = Counter()
@@ -123,7 +122,7 @@ class Driver:
             return
         path = sorted(self.saved)[self.rng.integers(len(self.saved))]
         self.engine.restore(path)
-        self.history, self.was_restored = list(self.saved[path]), True
+        self.history = list(self.saved[path])
         self.expect(position_of(self.history))
         self.done["restores"] += 1
 
@@ -146,7 +145,7 @@ class Driver:
     def reopen(self) -> None:
         """Close and load again: every second time a state is restored into the fresh engine."""
         self.close()
-        self.history, self.was_restored = [], False
+        self.history = []
         self.engine = self.open()
         if len(self.openings) % 2 == 0 and self.saved:
             self.restore()
@@ -183,8 +182,7 @@ class Driver:
     def went_back(self, wanted: int, step: Step) -> None:
         """Note that the engine went back, and see that it went no further than it must."""
         position = step["position"]
-        # A saved state holds what a window still sees, and not what lies before it.
-        if self.engine.can_rewind and not (self.was_restored and position == 0):
+        if self.engine.can_rewind:
             self.expect(wanted)
         elif position > wanted:
             raise SoakError(f"went back to {position}, not {wanted}")
@@ -194,7 +192,7 @@ class Driver:
         if position < wanted or "truncate" in step:
             self.history.append(step)
         if position == 0:
-            self.history, self.was_restored = [], False
+            self.history = []
 
     def expect(self, position: int) -> None:
         if self.engine.position != position:

@@ -126,8 +126,7 @@ class Engine(Protocol):
 
         False for models with recurrent layers, which keep a state instead of what they have read:
         they go back to a `mark`, or to 0. Layers with a window are no obstacle where an engine
-        keeps all that they have read. It may have less after `restore`: a saved state holds only
-        what the windows still see. Then `truncate` returns 0, although this is True.
+        keeps all that they have read.
         """
         ...
 
@@ -160,8 +159,8 @@ class Engine(Protocol):
     def truncate(self, n: int) -> int:
         """Keep the first n tokens; return the new position, smaller if it cannot rewind to n.
 
-        It may be smaller, and the tokens after it have to be decoded again, where `can_rewind` is
-        False, or after `restore` in a model with windows.
+        It is smaller, and the tokens after it have to be decoded again, only where `can_rewind` is
+        False.
         """
         ...
 

@@ -219,6 +219,29 @@ def test_g6_windows_are_rewound_beyond_what_they_see(name: str, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("name", SHORT_WINDOWS)
+def test_g6_restored_windows_are_whole(name: str, tmp_path: Path) -> None:
+    """With all that they have read, each at its place: attention adds up in blocks of places."""
+    path, state = zoo.write(tmp_path, name, context=1024), tmp_path / "state"
+    more = (*[1] * 70, 48)
+    with load(path, context=640) as engine:
+        engine.decode(TOKENS[:200], "none")
+        engine.save(state)
+        wanted = decode(engine, 200, more)
+        engine.restore(state)
+        assert decode(engine, 200, more) == wanted
+        engine.restore(state)
+        assert engine.truncate(20) == 20
+        rewound = decode(engine, 20, (180,))
+    with load(path, context=640) as fresh:
+        fresh.decode(TOKENS[:200], "none")
+        assert fresh.truncate(20) == 20
+        assert decode(fresh, 20, (180,)) == rewound
+        fresh.restore(state)
+        assert decode(fresh, 200, more) == wanted
+    assert [file.name for file in tmp_path.iterdir() if "state" in file.name] == ["state"]
+
+
+@pytest.mark.parametrize("name", SHORT_WINDOWS)
 def test_g6_windows_that_forget_never_lie(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -183,7 +183,9 @@ class LlamaEngine:
         """Write the context's state; see `Engine.save`. Raises EngineError."""
         self._check_open()
         stamp = state.model_stamp(self._catalog, self._plan.kv_type)
-        state.write(self._context, path, [*stamp, *self._tokens])
+        windowed = self._can_rewind and L.llama_model_n_swa(self._model.handle) > 0
+        name = self._catalog.architecture if windowed else None
+        state.write(self._context, path, [*stamp, *self._tokens], name)
 
     def restore(self, path: Path) -> None:
         """Read back a state; see `Engine.restore`. Raises EngineError."""

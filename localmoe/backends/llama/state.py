@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes as C
 import hashlib
 import os
+import shutil
 import struct
 from pathlib import Path
 from typing import BinaryIO
@@ -38,16 +39,20 @@ def model_stamp(catalog: Catalog, kv_type: KvType) -> list[int]:
     return [*(int(word) for word in words), _KV_TYPES.index(kv_type)]
 
 
-def write(context: int, path: Path, words: list[int]) -> None:
+def write(context: int, path: Path, words: list[int], windowed: str | None = None) -> None:
     """Write a context's state behind these words: to a temporary name first, then for good.
 
-    Raises EngineError.
+    `windowed` is the architecture's name where it has windows. Raises EngineError.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     array = (L.llama_token * len(words))(*words)
     log.clear()
     try:
-        if not L.llama_state_seq_save_file(context, str(temporary).encode(), 0, array, len(words)):
+        if windowed:
+            _write_whole(context, temporary, bytes(array), windowed)
+        elif not L.llama_state_seq_save_file(
+            context, str(temporary).encode(), 0, array, len(words)
+        ):
             raise EngineError(f"could not write the state to {path}: {log.last_error()}")
         _seal(temporary)
         os.replace(temporary, path)
@@ -71,6 +76,31 @@ def read(context: int, path: Path, capacity: int) -> list[int]:
         L.llama_memory_clear(L.llama_get_memory(context), True)
         raise EngineError(f"{path} does not fit this context: {log.last_error()}")
     return list(array[: count.value])
+
+
+def _write_whole(context: int, path: Path, words: bytes, architecture: str) -> None:
+    """Write the state of a sequence with all of its cells.
+
+    llama.cpp leaves out those that windows no longer see, and packs the rest together when they
+    come back: that could not be rewound, and attention would round differently. The state of the
+    whole context has them all, in the same form behind another head.
+    """
+    whole = path.with_name(path.name + ".whole")
+    try:
+        if not L.llama_state_save_file(context, str(whole).encode(), (L.llama_token * 1)(), 0):
+            raise EngineError(f"could not write the state to {whole}: {log.last_error()}")
+        with open(whole, "rb") as source, open(path, "wb") as target:
+            name = architecture.encode()
+            head = _HEAD.pack(L.LLAMA_SESSION_MAGIC, L.LLAMA_SESSION_VERSION, 0)
+            head += struct.pack("<I", len(name)) + name
+            if source.read(len(head)) != head:
+                raise EngineError("llama.cpp's state of a context has not the form that is known")
+            count = len(words) // 4
+            target.write(_HEAD.pack(L.LLAMA_STATE_SEQ_MAGIC, L.LLAMA_STATE_SEQ_VERSION, count))
+            target.write(words)
+            shutil.copyfileobj(source, target, _COPY_NBYTES)
+    finally:
+        whole.unlink(missing_ok=True)
 
 
 def _seal(path: Path) -> None:
