@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from types import TracebackType
-from typing import Self
 
 from localmoe.cache.lease import Lease
 from localmoe.cache.reader import Load
@@ -46,11 +44,6 @@ class Sweep:
         self._swept: set[int] = set()
 
     @property
-    def n_groups(self) -> int:
-        """How many groups of missing experts there are."""
-        return len(self._groups)
-
-    @property
     def contents(self) -> Mapping[int, int]:
         """Which expert each borrowed slot holds whole: {expert: slot}, once all parts are swept."""
         if len(self._swept) < self._n_parts:
@@ -90,17 +83,6 @@ class Sweep:
         if self.slots:
             self._give_back(self)
             self.slots = ()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _steps_from(self, part: int) -> list[_Step]:
         """Return what is read from this part on: its groups, then the first ones of the next."""

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from localmoe.cache.slots import SlotClass, share_slots, slots_nbytes
 from localmoe.errors import BudgetError, SettingsError
-from localmoe.planning.dense import dense_too_small
+from localmoe.planning.dense import LARGE_KV_BYTES, dense_too_small
 from localmoe.planning.plan import MemoryPlan
 from localmoe.planning.sizes import format_nbytes
 from localmoe.settings import KvType
@@ -236,7 +236,7 @@ def _too_small(request: Request, budget_bytes: int) -> BudgetError:
         f"{format_nbytes(base_with_margin(request.base_bytes, mib << 20))}, and the "
         f"{catalog.token_demand} experts that one token routes to {format_nbytes(demand)}. "
         f"Use --memory {mib}MiB or more"
-        + (", or a smaller --context." if least.kv_bytes > 64 << 20 else ".")
+        + (", or a smaller --context." if least.kv_bytes > LARGE_KV_BYTES else ".")
     )
 
 

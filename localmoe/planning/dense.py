@@ -6,7 +6,7 @@ from localmoe.errors import BudgetError
 from localmoe.planning.plan import MemoryPlan
 from localmoe.planning.sizes import format_nbytes
 
-_LARGE_KV_BYTES = 64 << 20
+LARGE_KV_BYTES = 64 << 20
 """From here on a smaller context is worth naming."""
 _LEAST_CONTEXT_TOKENS = 512
 
@@ -25,6 +25,6 @@ def dense_too_small(least: MemoryPlan, budget_bytes: int, mib: int) -> BudgetErr
 
 def smaller_context_tokens(kv_bytes: int, context_tokens: int) -> int | None:
     """Return a context that would save much, None where the KV cache is small anyway."""
-    if kv_bytes < _LARGE_KV_BYTES or context_tokens < 2 * _LEAST_CONTEXT_TOKENS:
+    if kv_bytes < LARGE_KV_BYTES or context_tokens < 2 * _LEAST_CONTEXT_TOKENS:
         return None
     return max(_LEAST_CONTEXT_TOKENS, context_tokens // 4)

@@ -13,6 +13,7 @@ import tempfile
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 import hypothesis.strategies as st
@@ -195,7 +196,7 @@ class CacheMachine(RuleBasedStateMachine):
         self.recent.append({ExpertKey(layer, expert) for expert in ids})
         all_parts = range(len(self.rig.experts.layers[layer].parts))
         try:
-            with self.cache.sweep(layer, ids) as sweep:
+            with closing(self.cache.sweep(layer, ids)) as sweep:
                 for part in all_parts[:n_parts]:
                     self.sweep_part(sweep, part, ids, lazy)
         except ExpertReadError:

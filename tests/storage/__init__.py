@@ -1,7 +1,16 @@
 """Files of random expert bytes, and a disk under them that tests can slow down and break."""
 
-from storage.cache_rig import NBYTES, PARTS, SHAPES, CacheRig
+from storage.cache_rig import NBYTES, PARTS, SHAPES, CacheRig, MakeCacheRig
 from storage.disk import Disk
 from storage.expert_files import ExpertFiles, LayerShape
 
-__all__ = ["NBYTES", "PARTS", "SHAPES", "CacheRig", "Disk", "ExpertFiles", "LayerShape"]
+__all__ = [
+    "NBYTES",
+    "PARTS",
+    "SHAPES",
+    "CacheRig",
+    "MakeCacheRig",
+    "Disk",
+    "ExpertFiles",
+    "LayerShape",
+]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from localmoe.cache.expert_cache import ExpertCache
@@ -79,3 +79,7 @@ class CacheRig:
         for file in self.files.values():
             file.close()
         self.disk.close()
+
+
+MakeCacheRig = Callable[..., CacheRig]
+"""From numbers of slots by size class, and `workers`, to a rig."""

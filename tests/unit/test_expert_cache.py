@@ -4,36 +4,19 @@ from __future__ import annotations
 
 import errno
 import threading
-from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
 from localmoe.cache import slots
 from localmoe.cache.stats import CacheStats
 from localmoe.errors import BudgetError, ExpertReadError
-from storage import NBYTES, CacheRig
-
-MakeRig = Callable[..., CacheRig]
+from storage import NBYTES, CacheRig, MakeCacheRig
 
 
 @pytest.fixture
-def make_rig(tmp_path: Path) -> Iterator[MakeRig]:
-    rigs: list[CacheRig] = []
-
-    def make(*counts: int, workers: int = 2) -> CacheRig:
-        rigs.append(CacheRig(tmp_path, counts or (4, 2), workers))
-        return rigs[-1]
-
-    yield make
-    for rig in rigs:
-        rig.close()
-
-
-@pytest.fixture
-def rig(make_rig: MakeRig) -> CacheRig:
+def rig(make_cache_rig: MakeCacheRig) -> CacheRig:
     """Return a cache of 4 slots for layers 0 and 1, and 2 for layer 2."""
-    return make_rig(4, 2)
+    return make_cache_rig(4, 2)
 
 
 # --- demand ---------------------------------------------------------------------------------------
@@ -67,8 +50,8 @@ def test_no_experts_are_no_request(rig: CacheRig) -> None:
     assert rig.cache.stats() == CacheStats()
 
 
-def test_reads_are_submitted_at_once_in_the_order_of_use(make_rig: MakeRig) -> None:
-    rig = make_rig(4, 2, workers=1)
+def test_reads_are_submitted_at_once_in_the_order_of_use(make_cache_rig: MakeCacheRig) -> None:
+    rig = make_cache_rig(4, 2, workers=1)
     rig.disk.hold()
     with rig.cache.acquire(0, [4, 2]) as lease:
         assert not lease.ready(0)
@@ -77,8 +60,8 @@ def test_reads_are_submitted_at_once_in_the_order_of_use(make_rig: MakeRig) -> N
     assert rig.began() == [(0, 4, 0), (0, 2, 0), (0, 4, 1), (0, 2, 1), (0, 4, 2), (0, 2, 2)]
 
 
-def test_a_part_is_ready_before_the_parts_behind_it(make_rig: MakeRig) -> None:
-    rig = make_rig(4, 2, workers=1)
+def test_a_part_is_ready_before_the_parts_behind_it(make_cache_rig: MakeCacheRig) -> None:
+    rig = make_cache_rig(4, 2, workers=1)
     rig.disk.hold()
     with rig.cache.acquire(0, [4, 2]) as lease:
         rig.disk.let(2)
@@ -184,10 +167,10 @@ def test_an_error_inside_a_lease_lets_go(rig: CacheRig) -> None:
 
 
 def test_slots_that_are_not_touched_yet_are_waited_for(
-    make_rig: MakeRig, monkeypatch: pytest.MonkeyPatch
+    make_cache_rig: MakeCacheRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(slots, "_AT_ONCE_NBYTES", 0)
-    rig = make_rig(12, 2)
+    rig = make_cache_rig(12, 2)
     assert rig.pool.ready == [8, 2]
     first = rig.cache.acquire(0, range(6))
     rig.cache.grow()
@@ -297,8 +280,10 @@ def test_prefetch_evicts_nothing_pinned(rig: CacheRig) -> None:
         rig.check(lease)
 
 
-def test_prefetch_does_not_wait_for_a_slot_that_is_being_filled(make_rig: MakeRig) -> None:
-    rig = make_rig(1, 2)
+def test_prefetch_does_not_wait_for_a_slot_that_is_being_filled(
+    make_cache_rig: MakeCacheRig,
+) -> None:
+    rig = make_cache_rig(1, 2)
     rig.use(2, 0)
     rig.disk.hold()
     assert rig.cache.prefetch(0, [0]) == 1
@@ -309,16 +294,16 @@ def test_prefetch_does_not_wait_for_a_slot_that_is_being_filled(make_rig: MakeRi
     rig.use(0, 0)
 
 
-def test_prefetch_does_nothing_while_demand_is_queued(make_rig: MakeRig) -> None:
-    rig = make_rig(4, 2, workers=1)
+def test_prefetch_does_nothing_while_demand_is_queued(make_cache_rig: MakeCacheRig) -> None:
+    rig = make_cache_rig(4, 2, workers=1)
     rig.disk.hold()
     with rig.cache.acquire(0, [0]):
         assert rig.cache.prefetch(0, [1]) == 0
         rig.disk.resume()
 
 
-def test_demand_for_a_queued_prefetch_promotes_it(make_rig: MakeRig) -> None:
-    rig = make_rig(4, 2, workers=1)
+def test_demand_for_a_queued_prefetch_promotes_it(make_cache_rig: MakeCacheRig) -> None:
+    rig = make_cache_rig(4, 2, workers=1)
     busy = rig.busy()
     assert rig.cache.prefetch(0, [1, 2]) == 2
     with rig.cache.acquire(0, [2]) as lease:
@@ -333,8 +318,8 @@ def test_demand_for_a_queued_prefetch_promotes_it(make_rig: MakeRig) -> None:
     )
 
 
-def test_a_cancelled_prefetch_frees_its_slot(make_rig: MakeRig) -> None:
-    rig = make_rig(4, 2, workers=1)
+def test_a_cancelled_prefetch_frees_its_slot(make_cache_rig: MakeCacheRig) -> None:
+    rig = make_cache_rig(4, 2, workers=1)
     busy = rig.busy()
     assert rig.cache.prefetch(0, [1, 2]) == 2
     assert rig.cache.cancel_prefetches() == 2
@@ -347,8 +332,8 @@ def test_a_cancelled_prefetch_frees_its_slot(make_rig: MakeRig) -> None:
     assert (stats.prefetched, stats.cancelled) == (2, 2)
 
 
-def test_cancel_leaves_what_is_being_read_or_demanded(make_rig: MakeRig) -> None:
-    rig = make_rig(4, 2, workers=1)
+def test_cancel_leaves_what_is_being_read_or_demanded(make_cache_rig: MakeCacheRig) -> None:
+    rig = make_cache_rig(4, 2, workers=1)
     rig.disk.hold()
     assert rig.cache.prefetch(0, [1, 2, 3]) == 3
     rig.disk.wait_for_reads(1)
@@ -373,8 +358,8 @@ def test_cancel_keeps_what_has_arrived(rig: CacheRig) -> None:
     assert rig.cache.stats().hits == 1
 
 
-def test_demand_takes_the_slot_of_a_queued_prefetch(make_rig: MakeRig) -> None:
-    rig = make_rig(2, 2, workers=1)
+def test_demand_takes_the_slot_of_a_queued_prefetch(make_cache_rig: MakeCacheRig) -> None:
+    rig = make_cache_rig(2, 2, workers=1)
     busy = rig.busy()
     assert rig.cache.prefetch(0, [1, 2]) == 2
     with rig.cache.acquire(1, [5, 6]) as lease:
@@ -387,9 +372,9 @@ def test_demand_takes_the_slot_of_a_queued_prefetch(make_rig: MakeRig) -> None:
 
 
 def test_demand_takes_the_slot_of_a_prefetch_under_way_when_its_reads_have_ended(
-    make_rig: MakeRig,
+    make_cache_rig: MakeCacheRig,
 ) -> None:
-    rig = make_rig(1, 2, workers=3)
+    rig = make_cache_rig(1, 2, workers=3)
     rig.disk.hold()
     rig.cache.prefetch(0, [1])
     rig.disk.wait_for_reads(2)
@@ -402,8 +387,8 @@ def test_demand_takes_the_slot_of_a_prefetch_under_way_when_its_reads_have_ended
     assert (rig.held(0), rig.held(1)) == ([], [5])
 
 
-def test_a_failed_prefetch_is_read_again_on_demand(make_rig: MakeRig) -> None:
-    rig = make_rig(4, 2, workers=1)
+def test_a_failed_prefetch_is_read_again_on_demand(make_cache_rig: MakeCacheRig) -> None:
+    rig = make_cache_rig(4, 2, workers=1)
     rig.break_part(0, 1, 0)
     rig.cache.prefetch(0, [1])
     rig.use(2, 0)  # the worker is through with what came before it
@@ -413,8 +398,8 @@ def test_a_failed_prefetch_is_read_again_on_demand(make_rig: MakeRig) -> None:
     assert rig.cache.stats().misses == 2
 
 
-def test_a_failed_prefetch_is_read_again_after_a_cancel(make_rig: MakeRig) -> None:
-    rig = make_rig(4, 2, workers=1)
+def test_a_failed_prefetch_is_read_again_after_a_cancel(make_cache_rig: MakeCacheRig) -> None:
+    rig = make_cache_rig(4, 2, workers=1)
     for part in range(3):
         rig.break_part(0, 1, part)
     rig.cache.prefetch(0, [1])
@@ -438,8 +423,8 @@ def test_a_lease_may_be_closed_after_the_cache(rig: CacheRig) -> None:
     lease.close()
 
 
-def test_a_kept_error_does_not_keep_the_slots_mapped(make_rig: MakeRig) -> None:
-    rig = make_rig(4, 2)
+def test_a_kept_error_does_not_keep_the_slots_mapped(make_cache_rig: MakeCacheRig) -> None:
+    rig = make_cache_rig(4, 2)
     rig.break_part(0, 3, 0)
     with rig.cache.acquire(0, [3]) as lease, pytest.raises(ExpertReadError) as caught:
         lease.wait(0)

@@ -242,7 +242,7 @@ def selection_bias(model: Draft, prefix: str, *, std: float = 0.2) -> None:
 
 def shared_expert(model: Draft, prefix: str) -> None:
     """Add the experts that every token uses, as one gated feed-forward."""
-    width = model.shape.expert_feed_forward * model.shape.shared_experts
+    width = model.shape.shared_feed_forward
     gated(model, prefix, "_shexp", width)
 
 
@@ -267,6 +267,15 @@ def pre_norm_attention(
     model.norm(prefix + "attn_norm", model.shape.embedding)
     grouped_query(model, prefix, bias=bias, qk_norm=qk_norm)
     model.norm(prefix + "ffn_norm", model.shape.embedding)
+
+
+def routed_layers(model: Draft, *, qk_norm: bool = False) -> None:
+    """Add all layers of a model that has attention, a router and experts in each, and no more."""
+    for i in range(model.shape.layers):
+        prefix = f"blk.{i}."
+        pre_norm_attention(model, prefix, qk_norm=qk_norm)
+        router(model, prefix)
+        experts(model, i)
 
 
 def wide_qk_norms(model: Draft, prefix: str) -> None:

@@ -3,75 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
+import pkgutil
 from pathlib import Path
 from typing import Any
 
-from zoo import layouts
+from zoo import families, layouts
 from zoo.draft import Draft
-from zoo.families import (
-    afmoe,
-    bailing,
-    classic,
-    deepseek,
-    deepseek4,
-    deepseek_sparse,
-    dense,
-    glm,
-    glm_next,
-    google,
-    granite,
-    hy,
-    hybrid,
-    hybrid_latent,
-    llama,
-    mamba,
-    minimax,
-    nemotron,
-    openai,
-    others,
-    qwen,
-    qwen4exp,
-    qwen_hybrid,
-    tencent,
-    windowed,
-)
 from zoo.model import ZooModel
 
-_FAMILIES = (
-    afmoe,
-    bailing,
-    classic,
-    deepseek,
-    deepseek4,
-    deepseek_sparse,
-    glm,
-    glm_next,
-    google,
-    granite,
-    hy,
-    hybrid,
-    hybrid_latent,
-    llama,
-    mamba,
-    minimax,
-    nemotron,
-    openai,
-    others,
-    qwen,
-    qwen4exp,
-    qwen_hybrid,
-    tencent,
-    windowed,
-)
+_FAMILIES: dict[str, dict[str, ZooModel]] = {
+    module.name: importlib.import_module(f"{families.__name__}.{module.name}").MODELS
+    for module in pkgutil.iter_modules(families.__path__)
+}
+"""What each module of `zoo.families` has in its MODELS."""
 
+DENSE: dict[str, ZooModel] = _FAMILIES.pop("dense")
+"""Models without experts, which always fit as a whole or not at all."""
 ARCHITECTURES: dict[str, ZooModel] = {
-    name: model for family in _FAMILIES for name, model in family.MODELS.items()
+    name: model for models in _FAMILIES.values() for name, model in models.items()
 }
 LAYOUTS: dict[str, ZooModel] = layouts.MODELS
 MODELS: dict[str, ZooModel] = {**ARCHITECTURES, **LAYOUTS}
 """All Mixture-of-Experts models."""
-DENSE: dict[str, ZooModel] = dense.MODELS
-"""Models without experts, which always fit as a whole or not at all."""
 
 
 def write(directory: Path, name: str, **changes: Any) -> Path:

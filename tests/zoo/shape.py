@@ -47,3 +47,8 @@ class Shape:
     seed: int = 0
     metadata: Mapping[str, int | float | bool | str] = field(default_factory=dict)
     """Further GGUF keys, written as they are."""
+
+    @property
+    def shared_feed_forward(self) -> int:
+        """Width of all shared experts together."""
+        return self.shared_experts * self.expert_feed_forward

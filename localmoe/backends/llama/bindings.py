@@ -17,6 +17,7 @@ from localmoe.errors import EngineError, EngineVersionError
 
 TESTED_VERSIONS = ("0.3.36",)
 MAX_NAME_NBYTES = 64  # GGML_MAX_NAME
+TYPE_F32, TYPE_I32 = 0, 26  # GGML_TYPE_F32, GGML_TYPE_I32
 
 # By default OpenMP threads spin at every barrier until they have used up their core, which takes it
 # from the readers and lets a busy neighbour slow decoding threefold; with hardly any spinning each
@@ -210,10 +211,9 @@ class _Proof:
 def _prove_tensor(proof: _Proof) -> None:
     """Build a tiny graph and compare every field that is read or written later."""
     context = ggml_init(InitParams(1 << 20, None, True))
-    f32, i32 = 0, 26
-    weights = _new_tensor(context, f32, 3, (C.c_int64 * 3)(32, 5, 7))
-    tokens = _new_tensor(context, f32, 3, (C.c_int64 * 3)(32, 1, 3))
-    ids = _new_tensor(context, i32, 2, (C.c_int64 * 2)(2, 3))
+    weights = _new_tensor(context, TYPE_F32, 3, (C.c_int64 * 3)(32, 5, 7))
+    tokens = _new_tensor(context, TYPE_F32, 3, (C.c_int64 * 3)(32, 1, 3))
+    ids = _new_tensor(context, TYPE_I32, 2, (C.c_int64 * 2)(2, 3))
     product = _mul_mat_id(context, weights, tokens, ids)
     view = _view_1d(context, weights, 8, 64)
     _set_name(product, b"proof-of-name")
@@ -298,4 +298,5 @@ def _prove() -> None:
 
 _prove()
 OP_MUL_MAT_ID, OP_ADD_ID = op_number("MUL_MAT_ID"), op_number("ADD_ID")
-OP_GET_ROWS, OP_NONE = op_number("GET_ROWS"), op_number("NONE")
+OP_GET_ROWS, OP_CPY = op_number("GET_ROWS"), op_number("CPY")
+OP_NONE = op_number("NONE")

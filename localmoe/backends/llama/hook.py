@@ -19,6 +19,7 @@ from localmoe.backends.llama.bindings import (
     DATA_OFFSET,
     NAME_OFFSET,
     OP_ADD_ID,
+    OP_CPY,
     OP_GET_ROWS,
     OP_MUL_MAT_ID,
     OP_NONE,
@@ -27,7 +28,6 @@ from localmoe.backends.llama.bindings import (
     SRC_OFFSET,
     L,
     Tensor,
-    op_number,
 )
 from localmoe.backends.llama.ids import Ids
 from localmoe.backends.llama.passes import Passes
@@ -38,7 +38,6 @@ from localmoe.errors import InterruptedDecodeError, UnsupportedModelError
 from localmoe.weights.catalog import MoeLayer
 
 _ROUTED = b"ffn_moe_weights-"
-_OP_CPY = op_number("CPY")
 _SRC0, _SRC1, _SRC2 = (SRC_OFFSET + i * POINTER_NBYTES for i in range(3))
 _WHAT_TO_DO = (
     "This architecture cannot be streamed with this version of llama.cpp; give it enough --memory "
@@ -176,7 +175,7 @@ class Hook:
         """The weights are gathered already, so the ids may now become slot numbers."""
         self._check_interrupt()
         ids_tensor = C.c_void_p.from_address(node + _SRC1).value or 0
-        if C.c_int.from_address(ids_tensor + OP_OFFSET).value == _OP_CPY:
+        if C.c_int.from_address(ids_tensor + OP_OFFSET).value == OP_CPY:
             return  # the groups that the experts are in: they choose resident matrices (GroveMoE)
         self._let_go()
         layer = int(C.string_at(node + NAME_OFFSET + len(_ROUTED)))

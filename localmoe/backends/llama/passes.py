@@ -18,6 +18,8 @@ import numpy.typing as npt
 
 from localmoe.backends.llama.bindings import (
     OP_MUL_MAT_ID,
+    TYPE_F32,
+    TYPE_I32,
     InitParams,
     Tensor,
     declare,
@@ -35,7 +37,6 @@ _set_threads = declare(_cpu, "ggml_backend_cpu_set_n_threads", None, C.c_void_p,
 _graph_compute = declare(_base, "ggml_backend_graph_compute", C.c_int, C.c_void_p, C.c_void_p)
 _backend_free = declare(_base, "ggml_backend_free", None, C.c_void_p)
 
-_F32, _I32 = 0, 26
 _GRAPH_NBYTES = 16 << 10
 Floats = npt.NDArray[np.float32]
 
@@ -101,10 +102,10 @@ class Passes:
     ) -> None:
         """Have llama.cpp compute these rows as if they were tokens with one expert each."""
         rows, numbers = Tensor(), Tensor()
-        _describe(rows, _F32, gathered)
-        _describe(numbers, _I32, ids.reshape(-1, 1))
+        _describe(rows, TYPE_F32, gathered)
+        _describe(numbers, TYPE_I32, ids.reshape(-1, 1))
         node = self._node
-        _describe(node, _F32, out)
+        _describe(node, TYPE_F32, out)
         node.op, node.op_params, node.flags = whole.op, whole.op_params, whole.flags
         node.src[:3] = whole.src[:3]
         node.src[rows_at], node.src[2] = C.addressof(rows), C.addressof(numbers)
@@ -153,7 +154,7 @@ class _RowsByExpert:
 def _rows(address: int) -> Floats:
     """Return the float32 numbers of a tensor [width, K, T] as an array [T, K, width]."""
     t = Tensor.from_address(address)
-    if t.type != _F32 or t.ne[3] != 1 or t.nb[0] != 4:
+    if t.type != TYPE_F32 or t.ne[3] != 1 or t.nb[0] != 4:
         raise _unsupported(t, "is not made of float32 rows")
     shape, strides = (t.ne[2], t.ne[1], t.ne[0]), (t.nb[2], t.nb[1], t.nb[0])
     span = 4 + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
@@ -171,7 +172,7 @@ def _unsupported(tensor: Tensor, reason: str) -> UnsupportedModelError:
 def _describe(tensor: Tensor, kind: int, rows: npt.NDArray[Any]) -> None:
     """Let a tensor [width, 1, rows], or [1, rows] for numbers, stand for an array [rows, width]."""
     count, width = rows.shape
-    inner = [width, 1, count] if kind == _F32 else [width, count, 1]
+    inner = [width, 1, count] if kind == TYPE_F32 else [width, count, 1]
     tensor.type, tensor.data = kind, rows.ctypes.data
     tensor.ne[:], stride = [*inner, 1], 4
     for axis, n in enumerate(tensor.ne):

@@ -14,14 +14,7 @@ def afmoe(model: Draft) -> None:
     # The graph multiplies the embedding by the root of its width.
     layers.common(model, embedding_std=shape.embedding**-0.5)
     layers.grouped_query_keys(model)
-    layers.expert_keys(
-        model,
-        leading_dense_block_count=shape.dense_layers,
-        expert_shared_count=shape.shared_experts,
-        expert_gating_func=layers.SIGMOID,
-        expert_weights_norm=True,
-        expert_weights_scale=2.5,
-    )
+    layers.shared_expert_keys(model, gating=layers.SIGMOID, scale=2.5)
     model.key(attention__sliding_window=shape.window)
     width = shape.heads * shape.head_size
     for i in range(shape.layers):

@@ -26,7 +26,7 @@ def granitemoe(model: Draft) -> None:
     layers.expert_keys(model)
     scales(model)
     if shape.shared_experts:
-        width = shape.shared_experts * shape.expert_feed_forward
+        width = shape.shared_feed_forward
         model.key(expert_shared_feed_forward_length=width)
     for i in range(shape.layers):
         prefix = f"blk.{i}."
@@ -51,17 +51,13 @@ def minicpm(model: Draft) -> None:
     layers.common(model, embedding_std=1 / 12)
     layers.grouped_query_keys(model)
     layers.expert_keys(model)
-    for i in range(model.shape.layers):
-        prefix = f"blk.{i}."
-        layers.pre_norm_attention(model, prefix)
-        layers.router(model, prefix)
-        layers.experts(model, i)
+    layers.routed_layers(model)
 
 
 def granite_swa(model: Draft) -> None:
     """Windows and positions given per layer, attention sinks, gate and up in one matrix."""
     shape = model.shape
-    width = shape.shared_experts * shape.expert_feed_forward
+    width = shape.shared_feed_forward
     layers.common(model, embedding_std=1 / 12)
     layers.grouped_query_keys(model)
     layers.expert_keys(model, expert_shared_feed_forward_length=width)

@@ -19,7 +19,7 @@ def hy_v3(model: Draft) -> None:
     layers.grouped_query_keys(model)
     layers.expert_keys(
         model,
-        expert_shared_feed_forward_length=shape.expert_feed_forward * shape.shared_experts,
+        expert_shared_feed_forward_length=shape.shared_feed_forward,
         expert_gating_func=layers.SIGMOID,
         expert_weights_norm=True,
         expert_weights_scale=2.5,

@@ -45,11 +45,7 @@ def llama(model: Draft) -> None:
     layers.common(model)
     layers.grouped_query_keys(model)
     layers.expert_keys(model)
-    for i in range(model.shape.layers):
-        prefix = f"blk.{i}."
-        layers.pre_norm_attention(model, prefix)
-        layers.router(model, prefix)
-        layers.experts(model, i)
+    layers.routed_layers(model)
 
 
 def olmoe(model: Draft) -> None:
@@ -106,11 +102,7 @@ def mellum(model: Draft) -> None:
         attention__sliding_window=shape.window,
         attention__sliding_window_pattern=[i % 2 == 0 for i in range(shape.layers)],
     )
-    for i in range(shape.layers):
-        prefix = f"blk.{i}."
-        layers.pre_norm_attention(model, prefix, qk_norm=True)
-        layers.router(model, prefix)
-        layers.experts(model, i)
+    layers.routed_layers(model, qk_norm=True)
 
 
 MODELS = {

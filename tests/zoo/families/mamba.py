@@ -66,7 +66,7 @@ def granitehybrid(model: Draft) -> None:
     layers.common(model, embedding_std=1 / 12)
     keys(model, has_attention)
     scales(model)
-    width = shape.shared_experts * shape.expert_feed_forward
+    width = shape.shared_feed_forward
     layers.expert_keys(model, expert_shared_feed_forward_length=width)
     model.key(ssm__group_count=GROUPS, rope__scaling__finetuned=False)
     for i in range(shape.layers):

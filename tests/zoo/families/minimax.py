@@ -33,14 +33,7 @@ def minimax_m3(model: Draft) -> None:
     index_size = 32
     layers.common(model)
     layers.grouped_query_keys(model)
-    layers.expert_keys(
-        model,
-        leading_dense_block_count=shape.dense_layers,
-        expert_shared_count=shape.shared_experts,
-        expert_gating_func=layers.SIGMOID,
-        expert_weights_norm=True,
-        expert_weights_scale=2.0,
-    )
+    layers.shared_expert_keys(model, gating=layers.SIGMOID, scale=2.0)
     model.key(
         rope__dimension_count=shape.head_size // 2,
         attention__indexer__head_count=shape.kv_heads,

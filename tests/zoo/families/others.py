@@ -10,17 +10,12 @@ from zoo.shape import Shape
 
 def smallthinker(model: Draft) -> None:
     """A router that sees what attention sees, experts with ReLU, layers without positions."""
-    shape = model.shape
     layers.common(model)
     layers.grouped_query_keys(model)
     layers.expert_keys(model, expert_gating_func=layers.SIGMOID)
     # llama.cpp takes any window for one of 4096 tokens: the two caches are there, but no edge.
     model.key(attention__sliding_window=4096)
-    for i in range(shape.layers):
-        prefix = f"blk.{i}."
-        layers.pre_norm_attention(model, prefix)
-        layers.router(model, prefix)
-        layers.experts(model, i)
+    layers.routed_layers(model)
 
 
 def grovemoe(model: Draft) -> None:
@@ -57,11 +52,7 @@ def maple(model: Draft) -> None:
         attention__sliding_window_pattern=[i % 4 != 3 for i in range(shape.layers)],
         rope__dimension_count=shape.head_size // 2,
     )
-    for i in range(shape.layers):
-        prefix = f"blk.{i}."
-        layers.pre_norm_attention(model, prefix, qk_norm=True)
-        layers.router(model, prefix)
-        layers.experts(model, i)
+    layers.routed_layers(model, qk_norm=True)
 
 
 def exaone_moe(model: Draft) -> None:

@@ -10,17 +10,10 @@ from zoo.shape import Shape
 
 def qwen3moe(model: Draft) -> None:
     """Grouped-query attention with q/k norms, experts in every layer, softmax router."""
-    shape = model.shape
     layers.common(model)
     layers.grouped_query_keys(model)
     layers.expert_keys(model)
-    for i in range(shape.layers):
-        prefix = f"blk.{i}."
-        model.norm(prefix + "attn_norm", shape.embedding)
-        layers.grouped_query(model, prefix, qk_norm=True)
-        model.norm(prefix + "ffn_norm", shape.embedding)
-        layers.router(model, prefix)
-        layers.experts(model, i)
+    layers.routed_layers(model, qk_norm=True)
 
 
 def qwen2moe(model: Draft) -> None:
@@ -28,9 +21,7 @@ def qwen2moe(model: Draft) -> None:
     shape = model.shape
     layers.common(model)
     layers.grouped_query_keys(model)
-    layers.expert_keys(
-        model, expert_shared_feed_forward_length=shape.shared_experts * shape.expert_feed_forward
-    )
+    layers.expert_keys(model, expert_shared_feed_forward_length=shape.shared_feed_forward)
     for i in range(shape.layers):
         prefix = f"blk.{i}."
         layers.pre_norm_attention(model, prefix)

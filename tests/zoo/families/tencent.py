@@ -13,9 +13,7 @@ def hunyuan_moe(model: Draft) -> None:
     shape = model.shape
     layers.common(model)
     layers.grouped_query_keys(model)
-    layers.expert_keys(
-        model, expert_shared_feed_forward_length=shape.shared_experts * shape.expert_feed_forward
-    )
+    layers.expert_keys(model, expert_shared_feed_forward_length=shape.shared_feed_forward)
     for i in range(shape.layers):
         prefix = f"blk.{i}."
         layers.pre_norm_attention(model, prefix, qk_norm=True)
@@ -31,7 +29,7 @@ def ernie4_5_moe(model: Draft) -> None:
     layers.grouped_query_keys(model)
     layers.expert_keys(
         model,
-        expert_shared_feed_forward_length=shape.shared_experts * shape.expert_feed_forward,
+        expert_shared_feed_forward_length=shape.shared_feed_forward,
         interleave_moe_layer_step=1,
         leading_dense_block_count=shape.dense_layers,
     )

@@ -23,7 +23,7 @@ def laguna(model: Draft) -> None:
     model.key(
         attention__head_count=heads,
         attention__sliding_window=shape.window,
-        expert_shared_feed_forward_length=shape.expert_feed_forward * shape.shared_experts,
+        expert_shared_feed_forward_length=shape.shared_feed_forward,
         rope__dimension_count=shape.head_size // 2,
         rope__dimension_count_swa=shape.head_size,
         rope__freq_base=500000.0,
@@ -51,7 +51,7 @@ def step35(model: Draft) -> None:
         attention__head_count_kv=[2 if windowed else 1 for windowed in has_window],
         attention__sliding_window=shape.window,
         attention__sliding_window_pattern=has_window,
-        expert_shared_feed_forward_length=shape.expert_feed_forward * shape.shared_experts,
+        expert_shared_feed_forward_length=shape.shared_feed_forward,
         rope__freq_base=500000.0,
         rope__freq_base_swa=10000.0,
         swiglu_clamp_exp=[0.5 if i > 2 else 0.0 for i in range(shape.layers + 1)],
