@@ -8,8 +8,11 @@ library's own accessors when this module is imported: a library that disagrees i
 from __future__ import annotations
 
 import ctypes as C
+import importlib
 import importlib.metadata
+import importlib.util
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +43,24 @@ def _import_llama_cpp() -> Any:
             f"llama-cpp-python {version} was not tested with localmoe (tested: "
             f"{', '.join(TESTED_VERSIONS)}); pip install llama-cpp-python=={TESTED_VERSIONS[-1]}"
         )
-    import llama_cpp.llama_cpp as library
+    return _low_level_module()
 
-    return library
+
+def _low_level_module() -> Any:
+    """Import llama-cpp-python's bindings without its own engine.
+
+    The package's `__init__` imports that too, with chat formats and grammars: twice the time that
+    everything else takes. Who imports the package itself, before or later, gets all of it.
+    """
+    name = "llama_cpp"
+    spec = None if name in sys.modules else importlib.util.find_spec(name)
+    if spec is not None:
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+    try:
+        return importlib.import_module("llama_cpp.llama_cpp")
+    finally:
+        if spec is not None:
+            del sys.modules[name]
 
 
 L = _import_llama_cpp()
