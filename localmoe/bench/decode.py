@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -13,11 +14,11 @@ from localmoe.backends.llama.load import load
 from localmoe.bench.device import DeviceSpeed, measure_device
 from localmoe.bench.forced import Forced, force, percentile
 from localmoe.bench.limit import Limit
-from localmoe.bench.machine import describe_machine, describe_versions
+from localmoe.bench.machine import describe_machine, describe_versions, process_age_seconds
 from localmoe.bench.request import DecodeRequest
-from localmoe.bench.tokens import token_stream
+from localmoe.bench.tokens import text_tokens, token_stream
 from localmoe.errors import SettingsError
-from localmoe.settings import Progress
+from localmoe.settings import Progress, Settings
 
 _RESIDENT_SAMPLES = 16
 Report = dict[str, object]
@@ -29,7 +30,17 @@ def measure_decode(request: DecodeRequest, progress: Progress | None = None) -> 
     Returns what `--json` prints, but for the peak of memory. Raises LocalMoeError.
     """
     with load(request.model, request.settings, progress) as engine:
-        return _Measurement(engine, request, progress).run()
+        return measure_engine(engine, request, progress)
+
+
+def measure_engine(
+    engine: LlamaEngine, request: DecodeRequest, progress: Progress | None = None
+) -> Report:
+    """Measure an engine that was loaded for this request and has decoded nothing yet.
+
+    Returns what `measure_decode` does. Raises LocalMoeError.
+    """
+    return _Measurement(engine, request, progress).run()
 
 
 @dataclass
@@ -38,18 +49,22 @@ class _Measurement:
     request: DecodeRequest
     progress: Progress | None
     _tokens: list[int] = field(init=False)
+    _after: list[Stats] = field(default_factory=list)
+    """The counters before the first counted token, and after each."""
 
     def run(self) -> Report:
         """Prefill, decode, then the two limits: the device alone, and the processor alone."""
         self._check_room()
-        n = self.request.prompt_tokens + self.request.tokens
-        self._tokens = token_stream(n, self.engine.tokenizer.n_vocab)
+        self._tokens = self._stream()
         began = time.perf_counter()
         self.engine.decode(self._tokens[: self.request.prompt_tokens])
         prefill_seconds = time.perf_counter() - began
-        before = self.engine.stats()
+        first_token_seconds = process_age_seconds()
+        for token in self._tokens[self.request.prompt_tokens : self._counted_from]:
+            self.engine.decode([token])
+        self._after = [self.engine.stats()]
         forced = self._force()
-        spent = self.engine.stats() - before
+        spent = self._after[-1] - self._after[0]
         resident, why_unknown = self._resident_samples()
         device = self._device_speed()
         report = figures(forced, spent, resident, device)
@@ -61,33 +76,45 @@ class _Measurement:
             "logits_sha256": forced.logits_sha256[self.request.tokens],
             "extra": {
                 **self._circumstances(),
-                **_samples(forced, resident, device),
+                **_samples(forced, self._after, resident, device),
+                "first_token_seconds": first_token_seconds,
                 "resident_unknown": None if resident else why_unknown,
                 "prefill_tokens_per_second": self.request.prompt_tokens / prefill_seconds,
                 "prefill_chunk_tokens": self.engine.plan.prefill_chunk_tokens,
-                "prefill_split_layers": before.split_layers,
-                "prefill_split_seconds": before.split_seconds,
+                "prefill_split_layers": self._after[0].split_layers,
+                "prefill_split_seconds": self._after[0].split_seconds,
             },
         }
 
+    @property
+    def _counted_from(self) -> int:
+        return self.request.prompt_tokens + self.request.warm_up_tokens
+
     def _check_room(self) -> None:
-        wanted = self.request.prompt_tokens + self.request.tokens
+        more = self.request.warm_up_tokens + self.request.tokens
         room = self.engine.plan.context_tokens
-        if wanted > room:
+        if self.request.prompt_tokens + more > room:
             raise SettingsError(
-                f"{self.request.prompt_tokens} prompt tokens and {self.request.tokens} more do not "
+                f"{self.request.prompt_tokens} prompt tokens and {more} more do not "
                 f"fit into a context of {room}. Use a larger --context (up to what the model was "
                 "trained for), or fewer --tokens."
             )
+
+    def _stream(self) -> list[int]:
+        count = self._counted_from + self.request.tokens
+        if self.request.text:
+            return text_tokens(Path(self.request.text), count, self.engine.tokenizer)
+        return token_stream(count, self.engine.tokenizer.n_vocab)
 
     def _force(self) -> Forced:
         count, progress = self.request.tokens, self.progress
 
         def on_token(done: int) -> None:
+            self._after.append(self.engine.stats())
             if progress:
                 progress("decoding", done, count)
 
-        tokens = self._tokens[self.request.prompt_tokens :]
+        tokens = self._tokens[self._counted_from :]
         return force(self.engine.decode, tokens, self.request.hash_after, on_token)
 
     def _resident_samples(self) -> tuple[tuple[float, ...], str]:
@@ -113,14 +140,7 @@ class _Measurement:
         return tuple(samples), "the slots hold fewer experts than one token routes to"
 
     def _device_speed(self) -> DeviceSpeed | None:
-        """Read experts alone; None for a dense model, of which nothing is read."""
-        if not self.engine.catalog.layers:
-            return None
-        return measure_device(
-            self.engine.catalog,
-            workers=self.request.settings.read_workers,
-            seconds=self.request.device_seconds,
-        )
+        return device_speed(self.engine, self.request.settings, self.request.device_seconds)
 
     def _circumstances(self) -> Report:
         request, catalog = self.request, self.engine.catalog
@@ -136,12 +156,20 @@ class _Measurement:
             "streams": self.engine.plan.streams,
             "tokens": request.tokens,
             "prompt_tokens": request.prompt_tokens,
+            "warm_up_tokens": request.warm_up_tokens,
             "threads": request.settings.n_threads,
             "read_workers": request.settings.read_workers,
             "plan": asdict(self.engine.plan),
             "machine": describe_machine(),
             "versions": describe_versions(),
         }
+
+
+def device_speed(engine: LlamaEngine, settings: Settings, seconds: float) -> DeviceSpeed | None:
+    """Read experts alone; None for a dense model, of which nothing is read."""
+    if not engine.catalog.layers:
+        return None
+    return measure_device(engine.catalog, workers=settings.read_workers, seconds=seconds)
 
 
 def figures(
@@ -167,11 +195,16 @@ def figures(
     }
 
 
-def _samples(forced: Forced, resident: tuple[float, ...], device: DeviceSpeed | None) -> Report:
+def _samples(
+    forced: Forced, after: Sequence[Stats], resident: tuple[float, ...], device: DeviceSpeed | None
+) -> Report:
+    spent = [b - a for a, b in zip(after, after[1:], strict=False)]
     return {
         "token_seconds_p50": percentile(forced.token_seconds, 0.5),
         "token_seconds_p95": percentile(forced.token_seconds, 0.95),
         "token_seconds": list(forced.token_seconds),
+        "token_read_bytes": [one.read_bytes for one in spent],
+        "token_stall_seconds": [one.stall_seconds for one in spent],
         "resident_token_seconds": list(resident),
         "device_read_bytes": device.mean_read_nbytes if device else None,
         "device_reads": device.reads if device else 0,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import numpy as np
 
@@ -10,7 +11,7 @@ from localmoe.backends.base import FloatArray
 from localmoe.backends.llama import log, parameters
 from localmoe.backends.llama.bindings import L
 from localmoe.backends.llama.source import ModelSource, open_source
-from localmoe.bench.forced import force
+from localmoe.bench.forced import force, sha256_of
 from localmoe.bench.request import PeerRequest
 from localmoe.bench.tokens import token_stream
 from localmoe.errors import EngineError
@@ -50,6 +51,39 @@ def measure_peer(request: PeerRequest) -> dict[str, object]:
         "prefill_tokens_per_second": request.prompt_tokens / prefill_seconds,
         "token_seconds": list(forced.token_seconds),
         "logits_sha256": forced.logits_sha256[request.tokens],
+    }
+
+
+def measure_peer_prefill(
+    request: PeerRequest, on_chunk: Callable[[int, float], None]
+) -> dict[str, object]:
+    """Read `request.prompt_tokens` tokens with plain llama.cpp, chunk by chunk.
+
+    `on_chunk` is told, when the model is loaded and after each chunk, how many tokens are done and
+    in how many seconds: a run that is ended early has told that much. Returns seconds, speed and
+    the logits' hash.
+    """
+    L.llama_backend_init()
+    source = open_source(request.model, request.experts_used)
+    source.close()
+    peer = PlainLlama(source, request, repack=False)
+    try:
+        tokens = token_stream(request.prompt_tokens, peer.n_vocab)
+        on_chunk(0, 0.0)
+        began = time.perf_counter()
+        for start in range(0, len(tokens), request.chunk_tokens):
+            chunk = tokens[start : start + request.chunk_tokens]
+            logits = peer.decode(chunk)
+            on_chunk(start + len(chunk), time.perf_counter() - began)
+        seconds = time.perf_counter() - began
+    finally:
+        peer.close()
+    return {
+        "seconds": seconds,
+        "tokens": len(tokens),
+        "tokens_per_second": len(tokens) / seconds,
+        "chunk_tokens": request.chunk_tokens,
+        "logits_sha256": sha256_of(logits),
     }
 
 

@@ -22,6 +22,10 @@ class DecodeRequest:
     """How long the device's bandwidth is measured."""
     hash_after: tuple[int, ...] = ()
     """Numbers of tokens after which the logits are hashed too, to be compared with a peer's."""
+    warm_up_tokens: int = 0
+    """Tokens decoded one by one after the prompt that no figure counts."""
+    text: str | None = None
+    """Path of a text whose tokens are the stream; None: `bench.tokens.token_stream`."""
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values for `from_json`."""
@@ -32,6 +36,17 @@ class DecodeRequest:
         """Rebuild what `to_json` gave."""
         settings = Settings(**values["settings"])
         return cls(**{**values, "settings": settings, "hash_after": tuple(values["hash_after"])})
+
+
+@dataclass(frozen=True)
+class PrefillRequest:
+    """Read a prompt of so many tokens with localmoe, in an engine that has decoded nothing."""
+
+    model: str
+    settings: Settings = field(default_factory=Settings)
+    prompt_tokens: int = 512
+    device_seconds: float = 1.0
+    """How long the device's bandwidth is measured."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+
+from localmoe.backends.base import Tokenizer
+from localmoe.errors import SettingsError
 
 _EXPONENT = 1.2
 _DRAWS_PER_TOKEN = 10
@@ -23,4 +28,23 @@ def token_stream(count: int, n_vocab: int) -> list[int]:
     while len(tokens) < count:
         drawn = rng.zipf(_EXPONENT, _DRAWS_PER_TOKEN * count)
         tokens += drawn[(drawn > _RESERVED) & (drawn < n_vocab)].tolist()
+    return tokens[:count]
+
+
+def text_tokens(path: Path, count: int, tokenizer: Tokenizer) -> list[int]:
+    """Return the first `count` tokens of a text, behind the token that starts one.
+
+    Raises SettingsError for a file that cannot be read, or is too short.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"the text {path} cannot be read: {error}") from error
+    start = [tokenizer.bos] if tokenizer.add_bos and tokenizer.bos is not None else []
+    tokens = start + tokenizer.encode(text, special=False)
+    if len(tokens) < count:
+        raise SettingsError(
+            f"the text {path} has {len(tokens)} tokens, and {count} are wanted: use a longer one, "
+            "or fewer tokens."
+        )
     return tokens[:count]
