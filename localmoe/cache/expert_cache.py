@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 
 from localmoe.cache.direct_file import DirectFile
@@ -59,7 +59,7 @@ class ExpertCache:
     @property
     def maxsize(self) -> int:
         """How many experts fit."""
-        return sum(self._pool.counts)
+        return sum(self._pool.limits)
 
     @property
     def currsize(self) -> int:
@@ -83,6 +83,26 @@ class ExpertCache:
         """Let the pool touch the slots that were not ready; they join the free ones meanwhile."""
         # Called from the pool's thread: lists grow and shrink atomically.
         self._pool.grow(lambda index, slots: self._free[index].extend(slots))
+
+    def resize(self, limits: Sequence[int]) -> None:
+        """Use so many slots of each size class from now on: memory is lent, or comes back.
+
+        Experts that lie beyond are forgotten. Raises BudgetError while any are held.
+        """
+        if self._pins or any(self._lent):
+            raise BudgetError("experts are in use: their slots cannot be lent")
+        self._pool.stop_growing()
+        beyond = [
+            key
+            for key, slot in self._slot_of.items()
+            if slot >= limits[self._pool.class_index(key.layer)]
+        ]
+        for key in beyond:
+            self._evict(key)
+        for free, limit in zip(self._free, limits, strict=True):
+            free[:] = [slot for slot in free if slot < limit]
+        self._pool.set_limits(limits)
+        self.grow()
 
     def acquire(self, layer: int, ids: Iterable[int]) -> Lease:
         """Pin these experts of a layer; start reads for those that are not in a slot.
@@ -116,7 +136,7 @@ class ExpertCache:
 
     def fits(self, layer: int, ids: Iterable[int]) -> bool:
         """Whether the slots could hold all of these experts of a layer at once."""
-        return len(set(ids)) <= self._pool.counts[self._pool.class_index(layer)]
+        return len(set(ids)) <= self._pool.limits[self._pool.class_index(layer)]
 
     def sweep(self, layer: int, ids: Iterable[int]) -> Sweep:
         """Serve more experts of a layer than fit at once: in groups, part by part.
@@ -130,7 +150,7 @@ class ExpertCache:
             raise BudgetError(f"experts of layer {layer}'s size are in use: no sweep can begin")
         wanted = list(dict.fromkeys(ids))
         held = [e for e in wanted if self._usable(self._keys[layer][e])]
-        count = self._pool.counts[class_index]
+        count = self._pool.limits[class_index]
         lent = max(count - len(held), min(_LEAST_LENT, count // 2), 1)
         lease = self.acquire(layer, held[: count - lent])
         missing = [e for e in wanted if e not in lease.slots]
@@ -213,7 +233,7 @@ class ExpertCache:
         """Raise BudgetError unless the missing keys fit beside all that is held."""
         held = {key for key in (*self._pins, *keys) if key in self._slot_of}
         n_held = sum(self._in(key, class_index) for key in held)
-        count = self._pool.counts[class_index] - self._lent[class_index]
+        count = self._pool.limits[class_index] - self._lent[class_index]
         if n_held + n_missing > count:
             raise BudgetError(
                 f"layer {keys[0].layer} asks for {len(keys)} experts in one step, and of {count} "

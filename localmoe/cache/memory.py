@@ -11,6 +11,7 @@ from localmoe.errors import BudgetError
 
 HUGE_PAGE_NBYTES = 2 << 20
 _PREFAULT_STEP_NBYTES = 64 << 20
+_MADV_DONTNEED = 4  # Linux
 _MADV_HUGEPAGE = 14  # Linux
 _MADV_POPULATE_WRITE = 23  # Linux 5.14
 
@@ -18,6 +19,10 @@ OnBytes = Callable[[int], None]
 _libc = ctypes.CDLL(None)
 if sys.platform == "linux":
     _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+
+
+CAN_RELEASE = sys.platform == "linux"
+"""Whether pages can be given back while their addresses stay."""
 
 
 def round_up(value: int, step: int) -> int:
@@ -72,6 +77,13 @@ class HostMemory:
             if on_bytes:
                 on_bytes(nbytes)
 
+    def release(self, start: int, stop: int) -> None:
+        """Give the huge pages back that lie in a range whole; what they held is lost.
+
+        They are there again when touched. Raises BudgetError where the system keeps them.
+        """
+        release_pages(self.address + start, self.address + stop)
+
     def close(self) -> None:
         """Give the memory back. May be called twice. Raises BufferError while a slice is held."""
         if not self._map.closed:
@@ -88,3 +100,17 @@ def _advise(address: int, nbytes: int, advice: int) -> bool:
         return False
     start = address - address % mmap.PAGESIZE
     return bool(_libc.madvise(start, nbytes + address - start, advice) == 0)
+
+
+def release_pages(start: int, stop: int) -> None:
+    """Give anonymous memory between two addresses back, as far as it is whole huge pages.
+
+    A part of a huge page would stay taken. Raises BudgetError where the system keeps them.
+    """
+    first = round_up(start, HUGE_PAGE_NBYTES)
+    nbytes = stop - stop % HUGE_PAGE_NBYTES - first
+    if nbytes > 0 and not _advise(first, nbytes, _MADV_DONTNEED):
+        raise BudgetError(
+            f"{nbytes} bytes of memory were to be given back, but the system kept them. Use a "
+            "smaller --memory."
+        )

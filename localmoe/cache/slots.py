@@ -123,7 +123,8 @@ class SlotPool:
     """The slots of all size classes in one region of memory that is touched once.
 
     Slot s of class c starts at `base(c) + s * stride`, and never moves. The first `ready` slots of
-    each class may be used from the beginning, the others when `grow`, called once, says so.
+    each class may be used from the beginning, the others when `grow` says so. `limits` are how many
+    there may be now, fewer than `counts` while memory is lent.
     """
 
     def __init__(
@@ -133,6 +134,7 @@ class SlotPool:
         on_bytes: Callable[[int], None] | None = None,
     ) -> None:
         self.classes, self.counts = tuple(classes), tuple(counts)
+        self.limits = list(counts)
         self._starts: list[int] = []
         self._class_of = {m.layer: i for i, c in enumerate(classes) for m in c.layers}
         used = 0
@@ -151,7 +153,7 @@ class SlotPool:
         except BaseException:
             self.memory.close()
             raise
-        self._closing = False
+        self._stopping = False
         self._growth: threading.Thread | None = None
 
     @property
@@ -161,7 +163,7 @@ class SlotPool:
 
     def grow(self, on_ready: Callable[[int, range], None]) -> None:
         """Touch the other slots in a thread of its own, which calls (class index, slots)."""
-        if self.ready != list(self.counts):
+        if self.ready != self.limits:
             self._growth = threading.Thread(
                 target=self._touch_rest, args=(on_ready,), name="localmoe-slots", daemon=True
             )
@@ -171,6 +173,23 @@ class SlotPool:
         """Block until every slot may be used."""
         if self._growth:
             self._growth.join()
+
+    def stop_growing(self) -> None:
+        """Leave what is not touched yet as it is."""
+        self._stopping = True
+        self.wait_grown()
+        self._growth, self._stopping = None, False
+
+    def set_limits(self, limits: Sequence[int]) -> None:
+        """Give back the memory of all slots beyond so many of each class; `grow` brings others.
+
+        Nobody may use those, and nothing may be growing.
+        """
+        for index, limit in enumerate(limits):
+            if self.ready[index] > limit:
+                self.memory.release(self.start(index, limit), self.start(index, self.ready[index]))
+                self.ready[index] = limit
+        self.limits = list(limits)
 
     def class_index(self, layer: int) -> int:
         """Return which size class a layer belongs to."""
@@ -192,16 +211,16 @@ class SlotPool:
 
     def close(self) -> None:
         """Give the memory back."""
-        self._closing = True
-        self.wait_grown()
+        self.stop_growing()
         self.memory.close()
 
     def _touch_rest(self, on_ready: Callable[[int, range], None]) -> None:
-        for index, (slot_class, count) in enumerate(zip(self.classes, self.counts, strict=True)):
+        for index, (slot_class, count) in enumerate(zip(self.classes, self.limits, strict=True)):
             step = max(1, _GROWTH_STEP_NBYTES // slot_class.stride_nbytes)
             for first in range(self.ready[index], count, step):
-                if self._closing:
+                if self._stopping:
                     return
                 slots = range(first, min(first + step, count))
                 self.memory.prefault(self.start(index, first), self.start(index, slots.stop))
+                self.ready[index] = slots.stop
                 on_ready(index, slots)

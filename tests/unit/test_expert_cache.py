@@ -182,6 +182,34 @@ def test_slots_that_are_not_touched_yet_are_waited_for(
     second.close()
 
 
+# --- memory lent ----------------------------------------------------------------------------------
+
+
+def test_fewer_slots_forget_what_lay_beyond_them(make_cache_rig: MakeCacheRig) -> None:
+    rig = make_cache_rig(6, 2)
+    rig.use(0, 0, 1, 2)
+    rig.use(1, 3, 4)
+    rig.cache.resize([4, 1])
+    # Slots are given out from the first on.
+    assert (rig.held(0), rig.held(1)) == ([0, 1, 2], [3])
+    assert rig.cache.maxsize == 5
+    rig.use(0, 4, 5, 6, 7)
+    assert rig.held(1) == []
+    with pytest.raises(BudgetError):
+        rig.cache.acquire(0, range(5))
+    rig.cache.resize([6, 2])
+    rig.pool.wait_grown()
+    rig.use(1, 5, 6)
+    assert (rig.held(0), rig.held(1)) == ([4, 5, 6, 7], [5, 6])
+
+
+def test_slots_of_experts_in_use_are_not_lent(rig: CacheRig) -> None:
+    with rig.cache.acquire(0, [1]) as lease, pytest.raises(BudgetError, match="in use"):
+        rig.cache.resize([1, 1])
+    assert lease.slots == {}
+    rig.use(0, 1)
+
+
 # --- failures -------------------------------------------------------------------------------------
 
 

@@ -88,3 +88,27 @@ def test_a_slice_in_use_keeps_it_from_closing(memory: HostMemory) -> None:
 def test_address_space_that_cannot_be_had_is_an_error_of_ours() -> None:
     with pytest.raises(BudgetError, match=r"could not map .* bytes"):
         HostMemory(1 << 60)
+
+
+def test_released_huge_pages_take_no_memory_and_read_as_zeros(memory: HostMemory) -> None:
+    memory.prefault()
+    memory.view[4 * MIB - 1], memory.view[4 * MIB], memory.view[12 * MIB] = 1, 2, 3
+    before = rss()
+    memory.release(3 * MIB, 12 * MIB + 4096)
+    assert 7 * MIB <= before - rss() <= 9 * MIB
+    assert [memory.view[p * MIB] for p in (4, 12)] == [0, 3]
+    assert memory.view[4 * MIB - 1] == 1
+
+
+def test_less_than_a_huge_page_is_kept(memory: HostMemory) -> None:
+    memory.view[2 * MIB] = 7
+    memory.release(2 * MIB, 4 * MIB - 1)
+    assert memory.view[2 * MIB] == 7
+
+
+def test_a_system_that_keeps_released_memory_breaks_the_budget(
+    memory: HostMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("localmoe.cache.memory._advise", lambda *_: False)
+    with pytest.raises(BudgetError, match="4194304 bytes"):
+        memory.release(0, 4 * MIB)

@@ -229,8 +229,32 @@ def test_a_pool_that_is_closed_stops_growing() -> None:
     assert begun.wait(10)
     closing = threading.Thread(target=pool.close)
     closing.start()
-    while not pool._closing:
+    while not pool._stopping:
         pass
     go_on.set()
     closing.join(10)
     assert len(grown) == 1
+
+
+def test_slots_beyond_a_limit_give_their_memory_back_and_grow_again() -> None:
+    classes, counts = big_pool()
+    shallow = [replace(c, layers=(replace(c.layers[0], n_experts=8),)) for c in classes]
+    pool = SlotPool(shallow, counts)
+    pool.grow(lambda *_: None)
+    pool.wait_grown()
+    pool.memory.view[pool.start(0, 15)], pool.memory.view[pool.start(0, 16)] = 1, 1
+    before = int(psutil.Process().memory_info().rss)
+    pool.stop_growing()
+    pool.set_limits([16, 48])
+    freed = before - int(psutil.Process().memory_info().rss)
+    assert 156 << 20 <= freed <= 164 << 20
+    assert (pool.ready, pool.limits, pool.counts) == ([16, 48], [16, 48], (96, 48))
+    assert pool.memory.view[pool.start(0, 15)] == 1
+    assert pool.memory.view[pool.start(0, 16)] == 0
+    grown: list[tuple[int, range]] = []
+    pool.set_limits([20, 48])
+    pool.grow(lambda index, slots: grown.append((index, slots)))
+    pool.wait_grown()
+    assert grown == [(0, range(16, 20))]
+    assert pool.ready == [20, 48]
+    pool.close()
