@@ -23,6 +23,8 @@ from localmoe.settings import Settings, available_threads
 
 GIB = 1 << 30
 DEVICE_SECONDS = 2.0
+WARM_UP_TOKENS = 48
+"""After a prompt of 32. Behind the first of them it waits until all slots are there."""
 PREFILL_TOKENS, PREFILL_CONTEXT = 2000, 2048
 WANTED_PEER_RATIO, PEER_LOAD_SECONDS = 10.0, 60.0
 DROPPED = ("command", "logits_sha256_after", "machine", "versions")
@@ -45,7 +47,7 @@ class DecodeCase:
     sides: dict[str, Streamed]
     tokens: int
     prompt_tokens: int = 32
-    warm_up_tokens: int = 16
+    warm_up_tokens: int = WARM_UP_TOKENS
     text: Path | None = None
     trace: Path | None = None
     resident: Settings = field(default_factory=Settings)
@@ -198,7 +200,7 @@ def _job(case: DecodeCase, settings: Settings, *, streams: bool = True) -> Answe
 
 
 def _request(model: Path, settings: Settings, tokens: int) -> Answer:
-    return DecodeRequest(str(model), settings, tokens, warm_up_tokens=16).to_json()
+    return DecodeRequest(str(model), settings, tokens, warm_up_tokens=WARM_UP_TOKENS).to_json()
 
 
 def _prefill_job(model: Path, settings: Settings) -> Answer:

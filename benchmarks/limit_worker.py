@@ -17,6 +17,7 @@ from typing import Any
 import limit_probe
 from limit_replay import Trace, replay
 
+from localmoe.backends.llama.engine import LlamaEngine
 from localmoe.backends.llama.load import load
 from localmoe.backends.llama.source import open_source
 from localmoe.bench.decode import measure_engine
@@ -53,9 +54,7 @@ def where(job: Answer) -> Answer:
     with load(request.model, request.settings) as engine:
         counted_from = request.prompt_tokens + request.warm_up_tokens
         tokens = token_stream(counted_from + request.tokens, engine.tokenizer.n_vocab)
-        engine.decode(tokens[: request.prompt_tokens])
-        for token in tokens[request.prompt_tokens : counted_from]:
-            engine.decode([token])
+        _warm_up(engine, request, tokens)
         before = probe.snapshot(engine.stats())
         began = time.perf_counter()
         for token in tokens[counted_from:]:
@@ -73,11 +72,8 @@ def busy(job: Answer) -> Answer:
     with load(request.model, request.settings) as engine:
         count = request.prompt_tokens + request.warm_up_tokens + 2 * rounds * request.tokens
         tokens = token_stream(count, engine.tokenizer.n_vocab)
-        engine.decode(tokens[: request.prompt_tokens])
-        at = request.prompt_tokens
-        for token in tokens[at : at + request.warm_up_tokens]:
-            engine.decode([token])
-        at += request.warm_up_tokens
+        _warm_up(engine, request, tokens)
+        at = request.prompt_tokens + request.warm_up_tokens
         for _ in range(rounds):
             for side, found in speeds.items():
                 with _neighbour(side == "beside"):
@@ -121,6 +117,16 @@ def peer_prefill(job: Answer) -> Answer:
         print(json.dumps(told), flush=True)
 
     return measure_peer_prefill(PeerRequest(**job), on_chunk)
+
+
+def _warm_up(engine: LlamaEngine, request: DecodeRequest, tokens: list[int]) -> None:
+    """As `measure_engine` does it."""
+    at = request.prompt_tokens
+    engine.decode(tokens[:at])
+    for token in tokens[at : at + request.warm_up_tokens]:
+        engine.decode([token])
+        if engine.slot_pool:
+            engine.slot_pool.wait_grown()
 
 
 def _request(job: Answer) -> DecodeRequest:

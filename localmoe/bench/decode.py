@@ -60,8 +60,7 @@ class _Measurement:
         self.engine.decode(self._tokens[: self.request.prompt_tokens])
         prefill_seconds = time.perf_counter() - began
         first_token_seconds = process_age_seconds()
-        for token in self._tokens[self.request.prompt_tokens : self._counted_from]:
-            self.engine.decode([token])
+        grow_seconds = self._warm_up()
         self._after = [self.engine.stats()]
         forced = self._force()
         spent = self._after[-1] - self._after[0]
@@ -78,6 +77,7 @@ class _Measurement:
                 **self._circumstances(),
                 **_samples(forced, self._after, resident, device),
                 "first_token_seconds": first_token_seconds,
+                "grow_seconds": grow_seconds,
                 "resident_unknown": None if resident else why_unknown,
                 "prefill_tokens_per_second": self.request.prompt_tokens / prefill_seconds,
                 "prefill_chunk_tokens": self.engine.plan.prefill_chunk_tokens,
@@ -105,6 +105,21 @@ class _Measurement:
         if self.request.text:
             return text_tokens(Path(self.request.text), count, self.engine.tokenizer)
         return token_stream(count, self.engine.tokenizer.n_vocab)
+
+    def _warm_up(self) -> float | None:
+        """Decode what no figure counts; with the first token wait until all slots are there.
+
+        Returns how long that took; None where no warm-up was asked for.
+        """
+        seconds = None
+        for token in self._tokens[self.request.prompt_tokens : self._counted_from]:
+            self.engine.decode([token])
+            if seconds is None:
+                began = time.perf_counter()
+                if self.engine.slot_pool:
+                    self.engine.slot_pool.wait_grown()
+                seconds = time.perf_counter() - began
+        return seconds
 
     def _force(self) -> Forced:
         count, progress = self.request.tokens, self.progress

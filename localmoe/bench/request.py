@@ -23,7 +23,9 @@ class DecodeRequest:
     hash_after: tuple[int, ...] = ()
     """Numbers of tokens after which the logits are hashed too, to be compared with a peer's."""
     warm_up_tokens: int = 0
-    """Tokens decoded one by one after the prompt that no figure counts."""
+    """Tokens decoded one by one after the prompt that no figure counts.
+
+    After the first of them the benchmark waits until every slot of the plan may be used."""
     text: str | None = None
     """Path of a text whose tokens are the stream; None: `bench.tokens.token_stream`."""
 
