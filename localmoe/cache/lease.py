@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -27,6 +27,25 @@ class Lease:
         """Block until this part of every expert is in place. Raises ExpertReadError."""
         for load in self.pending:
             load.wait(part)
+
+    def arrivals(self, part: int, experts: Sequence[int]) -> Iterator[list[int]]:
+        """Yield places in `experts` as their part comes: first those that are there, if any.
+
+        Raises ExpertReadError.
+        """
+        loads = {load.key.expert: load for load in self.pending}
+        coming = list(range(len(experts)))
+        while coming:
+            away = [p for p in coming if (e := experts[p]) in loads and not loads[e].ready(part)]
+            if len(away) == len(coming):
+                loads[experts[away[0]]].wait(part)
+                continue
+            there = [place for place in coming if place not in away]
+            for place in there:
+                if experts[place] in loads:
+                    loads[experts[place]].wait(part)  # raises if the read failed
+            yield there
+            coming = away
 
     def close(self) -> None:
         """Unpin. Waits for reads under way first; experts whose read failed are forgotten."""

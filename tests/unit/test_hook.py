@@ -10,7 +10,7 @@ import pytest
 
 from localmoe.backends.llama.bindings import OP_GET_ROWS, OP_MUL_MAT_ID, OP_NONE, Tensor
 from localmoe.backends.llama.hook import Hook, PartOf
-from localmoe.backends.llama.passes import Passes
+from localmoe.backends.llama.kernels import Kernels
 from localmoe.errors import ModelFormatError, UnsupportedModelError
 from storage import CacheRig
 
@@ -20,13 +20,13 @@ class Graph:
 
     def __init__(self, directory: Path) -> None:
         self.rig = CacheRig(directory, (4, 2), 1)
-        self.passes = Passes(1)
+        self.kernels = Kernels(1)
         self.weights = Tensor()
         self.numbers = np.array([5, 3], np.int32)
         self.ids = self.tensor(self.numbers)
         layers = {layer.layer: layer for layer in self.rig.experts.layers}
         parts = {C.addressof(self.weights): PartOf(0, 0)}
-        self.hook = Hook(self.rig.cache, layers, parts, self.passes)
+        self.hook = Hook(self.rig.cache, layers, parts, self.kernels)
         self.nodes: list[Tensor] = []
 
     def tensor(self, numbers: np.ndarray) -> Tensor:
@@ -53,7 +53,7 @@ class Graph:
             call(C.addressof(node), False, None)
 
     def close(self) -> None:
-        self.passes.close()
+        self.kernels.close()
         self.rig.close()
 
 

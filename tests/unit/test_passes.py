@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pytest
 
 from localmoe.backends.llama.bindings import OP_ADD_ID, OP_MUL_MAT_ID, Tensor
+from localmoe.backends.llama.kernels import Kernels
 from localmoe.backends.llama.passes import Passes
 from localmoe.errors import UnsupportedModelError
 
@@ -28,10 +29,10 @@ Array = npt.NDArray[Any]
 
 @pytest.fixture
 def passes() -> Iterator[Passes]:
-    made = Passes(1)
-    yield made
-    made.close()
-    made.close()
+    kernels = Kernels(1)
+    yield Passes(kernels)
+    kernels.close()
+    kernels.close()
 
 
 def tensor(array: Array, **fields: Any) -> Tensor:

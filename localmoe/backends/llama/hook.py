@@ -13,7 +13,7 @@ from __future__ import annotations
 import ctypes as C
 import time
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from localmoe.backends.llama.bindings import (
     DATA_OFFSET,
@@ -29,7 +29,9 @@ from localmoe.backends.llama.bindings import (
     L,
     Tensor,
 )
+from localmoe.backends.llama.arrivals import Arrivals
 from localmoe.backends.llama.ids import Ids
+from localmoe.backends.llama.kernels import Kernels
 from localmoe.backends.llama.passes import Passes
 from localmoe.cache.expert_cache import ExpertCache
 from localmoe.cache.lease import Lease
@@ -37,6 +39,7 @@ from localmoe.cache.sweep import Sweep
 from localmoe.errors import InterruptedDecodeError, UnsupportedModelError
 from localmoe.weights.catalog import MoeLayer
 
+_Group = TypeVar("_Group")
 _ROUTED = b"ffn_moe_weights-"
 _SRC0, _SRC1, _SRC2 = (SRC_OFFSET + i * POINTER_NBYTES for i in range(3))
 _WHAT_TO_DO = (
@@ -68,12 +71,13 @@ class Hook:
         cache: ExpertCache,
         layers: Mapping[int, MoeLayer],
         parts: Mapping[int, PartOf],
-        passes: Passes,
+        kernels: Kernels,
         scaled_layers: frozenset[int] = frozenset(),
     ) -> None:
         """`parts` maps the address of a weight tensor to what it holds."""
         self._cache, self._layers, self._parts = cache, layers, parts
-        self._passes, self._scaled = passes, scaled_layers
+        self._kernels, self._scaled = kernels, scaled_layers
+        self._passes, self._arrivals = Passes(kernels), Arrivals(kernels)
         self._lease: Lease | None = None
         self._sweep: Sweep | None = None
         self._left_out: _LeftOut | None = None
@@ -94,8 +98,8 @@ class Hook:
         return self._passes.seconds
 
     def close(self) -> None:
-        """Free what the passes are computed with."""
-        self._passes.close()
+        """Free what is computed with outside of llama.cpp's graph."""
+        self._kernels.close()
 
     def check_all_routed(self) -> None:
         """Raise UnsupportedModelError if a layer has not been routed in any graph so far.
@@ -148,9 +152,8 @@ class Hook:
 
     def _computed(self, node: int) -> bool:
         left_out = self._put_back()
-        if left_out and self._sweep and self._ids:
-            groups = self._sweep.passes(left_out.part)
-            self._passes.run(node, self._ids.experts, self._waits(groups))
+        if left_out and self._ids:
+            self._compute(node, left_out.part, self._ids)
             return True
         op = C.c_int.from_address(node + OP_OFFSET).value
         if op == OP_GET_ROWS:
@@ -161,6 +164,17 @@ class Hook:
         elif self._ids and self._lease and self._lease.layer in self._scaled:
             self._ids.show_experts()
         return True
+
+    def _compute(self, node: int, part: int, ids: Ids) -> None:
+        """Compute a product that llama.cpp was told to leave out."""
+        if self._sweep:
+            groups = self._sweep.passes(part)
+            self._passes.run(node, ids.experts, self._waits(groups))
+        elif self._lease:
+            self._arrivals.run(
+                node, ids.slots, self._waits(self._lease.arrivals(part, ids.experts))
+            )
+            self._note_waited(self._lease, part)
 
     def _is_routing(self, node: int) -> bool:
         return C.string_at(node + NAME_OFFSET, len(_ROUTED)) == _ROUTED
@@ -204,6 +218,9 @@ class Hook:
         if scaled and self._ids:
             self._ids.show_slots()
         if what.part not in self._waited:
+            if source == _SRC0 and not lease.ready(what.part) and self._arrivals.can(node):
+                self._leave_out(node, what.part)
+                return True
             self._wait(lease, what.part)
         # Stop after this product only if a later one has to wait while this one computes.
         return scaled or len(self._waited) < len(self._layers[what.layer].parts)
@@ -243,16 +260,16 @@ class Hook:
         if self.interrupted:
             raise InterruptedDecodeError("the decode was interrupted")
 
-    def _waits(self, groups: Iterator[Mapping[int, int]]) -> Iterator[Mapping[int, int]]:
+    def _waits(self, groups: Iterator[_Group]) -> Iterator[_Group]:
         """Pass on what becomes ready, and count the time until it does."""
         while True:
             self._check_interrupt()
             start = time.perf_counter()
-            slots = next(groups, None)
+            group = next(groups, None)
             self.stall_seconds += time.perf_counter() - start
-            if slots is None:
+            if group is None:
                 return
-            yield slots
+            yield group
 
     def _wait(self, lease: Lease, part: int) -> None:
         if not lease.ready(part):
@@ -261,6 +278,9 @@ class Hook:
             self.stall_seconds += time.perf_counter() - start
         else:
             lease.wait(part)  # raises if the read failed
+        self._note_waited(lease, part)
+
+    def _note_waited(self, lease: Lease, part: int) -> None:
         self._waited.add(part)
         # What has come meanwhile needs no stop of its own.
         for later in range(len(self._layers[lease.layer].parts)):

@@ -12,7 +12,7 @@ from localmoe.errors import ModelFormatError
 class Ids:
     """The routed expert numbers of one layer, int32 [T, K] in llama.cpp's own memory.
 
-    `experts` lists them row by row. While the graph needs it they are shown as slot numbers.
+    `experts` lists them row by row, `slots` where they lie; while the graph needs it, it sees these.
     """
 
     def __init__(self, tensor: int, n_experts: int) -> None:
@@ -28,16 +28,16 @@ class Ids:
                 "are damaged"
             )
         self._used = used
-        self._slots = self.experts
+        self.slots = self.experts
 
     def assign(self, slots: Mapping[int, int]) -> None:
         """Replace expert numbers by slot numbers."""
-        self._slots = [slots[expert] for expert in self.experts]
+        self.slots = [slots[expert] for expert in self.experts]
         self.show_slots()
 
     def show_slots(self) -> None:
         """Let the graph see slot numbers."""
-        self._show(self._slots)
+        self._show(self.slots)
 
     def show_experts(self) -> None:
         """Let the graph see expert numbers again: per-expert scales are in that order."""

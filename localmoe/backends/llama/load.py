@@ -11,8 +11,8 @@ from localmoe.backends.llama.bindings import L, Tensor
 from localmoe.backends.llama.dry_run import CHUNK_CANDIDATES, dry_run
 from localmoe.backends.llama.engine import LlamaEngine, Streaming
 from localmoe.backends.llama.hook import Hook, PartOf
+from localmoe.backends.llama.kernels import Kernels
 from localmoe.backends.llama.loader import LoadedModel, load_model
-from localmoe.backends.llama.passes import Passes
 from localmoe.backends.llama.source import ModelSource, open_source
 from localmoe.cache.expert_cache import ExpertCache
 from localmoe.cache.slots import SlotPool, counts_at_once, slots_nbytes
@@ -156,8 +156,8 @@ class _Assembly:
             )
             undo.callback(cache.close)
             parts = self._bind(model, pool, cache)
-            passes = Passes(self._settings.n_threads)
-            hook = Hook(cache, layers, parts, passes, self._scaled_layers())
+            kernels = Kernels(self._settings.n_threads)
+            hook = Hook(cache, layers, parts, kernels, self._scaled_layers())
             undo.pop_all()
         return Streaming(pool, cache, hook)
 

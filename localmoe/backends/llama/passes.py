@@ -20,49 +20,23 @@ from localmoe.backends.llama.bindings import (
     OP_MUL_MAT_ID,
     TYPE_F32,
     TYPE_I32,
-    InitParams,
     Tensor,
-    declare,
-    ggml_free,
-    ggml_init,
-    shared_library,
 )
-from localmoe.errors import EngineError, UnsupportedModelError
+from localmoe.backends.llama.kernels import Kernels
+from localmoe.errors import UnsupportedModelError
 
-_base, _cpu = shared_library("ggml-base"), shared_library("ggml-cpu")
-_new_graph = declare(_base, "ggml_new_graph_custom", C.c_void_p, C.c_void_p, C.c_size_t, C.c_bool)
-_add_node = declare(_base, "ggml_graph_add_node", None, C.c_void_p, C.c_void_p)
-_backend_init = declare(_cpu, "ggml_backend_cpu_init", C.c_void_p)
-_set_threads = declare(_cpu, "ggml_backend_cpu_set_n_threads", None, C.c_void_p, C.c_int)
-_graph_compute = declare(_base, "ggml_backend_graph_compute", C.c_int, C.c_void_p, C.c_void_p)
-_backend_free = declare(_base, "ggml_backend_free", None, C.c_void_p)
-
-_GRAPH_NBYTES = 16 << 10
 Floats = npt.NDArray[np.float32]
 
 
 class Passes:
-    """Computes graph nodes outside of llama.cpp's graph, on as many threads as it uses."""
+    """Computes products with experts, and additions of their biases, a part of the rows at a time."""
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, kernels: Kernels) -> None:
         self.seconds = 0.0
         """Time spent on moving rows: what it costs that experts did not fit at once."""
         self._scratch: dict[str, npt.NDArray[Any]] = {}
-        self._backend = _backend_init()
-        if not self._backend:
-            raise EngineError("llama.cpp has no CPU backend; reinstall llama-cpp-python")
-        _set_threads(self._backend, threads)
-        self._arena = ggml_init(InitParams(_GRAPH_NBYTES, None, True))
-        self._graph = _new_graph(self._arena, 1, False)
-        self._node = Tensor()
-        _add_node(self._graph, C.addressof(self._node))
-
-    def close(self) -> None:
-        """Free llama.cpp's side. May be called twice."""
-        if self._backend:
-            _backend_free(self._backend)
-            ggml_free(self._arena)
-            self._backend = 0
+        self._kernels, self._node = kernels, Tensor()
+        self._graph = kernels.graph([self._node])
 
     def run(self, node: int, experts: Sequence[int], passes: Iterable[Mapping[int, int]]) -> None:
         """Compute a product or an addition of biases, at this address, pass by pass.
@@ -109,10 +83,7 @@ class Passes:
         node.op, node.op_params, node.flags = whole.op, whole.op_params, whole.flags
         node.src[:3] = whole.src[:3]
         node.src[rows_at], node.src[2] = C.addressof(rows), C.addressof(numbers)
-        status = _graph_compute(self._backend, self._graph)
-        if status:
-            name = whole.name.decode(errors="replace")
-            raise EngineError(f"llama.cpp could not compute a pass of {name} ({status})")
+        self._kernels.compute(self._graph, whole)
 
     def _buffer(self, name: str, rows: int, width: int) -> Floats:
         size = rows * width
