@@ -24,7 +24,9 @@ class Arrivals:
     def can(self, node: int) -> bool:
         """Whether this product is one token's, of float32 rows."""
         whole = Tensor.from_address(node)
-        rows = Tensor.from_address(whole.src[1] or 0)
+        if not whole.src[1]:
+            return False
+        rows = Tensor.from_address(whole.src[1])
         one_token = whole.ne[2] == rows.ne[2] == whole.ne[3] == rows.ne[3] == 1
         return one_token and whole.type == rows.type == TYPE_F32
 

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple, TypeVar
 
+from localmoe.backends.llama.arrivals import Arrivals
 from localmoe.backends.llama.bindings import (
     DATA_OFFSET,
     NAME_OFFSET,
@@ -29,7 +30,6 @@ from localmoe.backends.llama.bindings import (
     L,
     Tensor,
 )
-from localmoe.backends.llama.arrivals import Arrivals
 from localmoe.backends.llama.ids import Ids
 from localmoe.backends.llama.kernels import Kernels
 from localmoe.backends.llama.passes import Passes

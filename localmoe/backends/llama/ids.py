@@ -12,7 +12,7 @@ from localmoe.errors import ModelFormatError
 class Ids:
     """The routed expert numbers of one layer, int32 [T, K] in llama.cpp's own memory.
 
-    `experts` lists them row by row, `slots` where they lie; while the graph needs it, it sees these.
+    `experts` lists them row by row, `slots` where they lie: the graph sees these when it needs to.
     """
 
     def __init__(self, tensor: int, n_experts: int) -> None:

@@ -29,7 +29,7 @@ Floats = npt.NDArray[np.float32]
 
 
 class Passes:
-    """Computes products with experts, and additions of their biases, a part of the rows at a time."""
+    """Computes products with experts, and additions of their biases, some rows at a time."""
 
     def __init__(self, kernels: Kernels) -> None:
         self.seconds = 0.0
