@@ -5,15 +5,16 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
-from localmoe.cache.slots import SlotClass, share_slots, slots_nbytes
+from localmoe.cache.memory import HUGE_PAGE_NBYTES
+from localmoe.cache.slots import share_slots, slots_nbytes
 from localmoe.errors import BudgetError, SettingsError
 from localmoe.planning.dense import LARGE_KV_BYTES, dense_too_small
+from localmoe.planning.loans import Loan, tiers
 from localmoe.planning.plan import MemoryPlan
+from localmoe.planning.request import ChunkFootprint, Request
 from localmoe.planning.sizes import format_nbytes
-from localmoe.settings import KvType
-from localmoe.weights.catalog import Catalog
+from localmoe.planning.work import work_bytes
 
 MARGIN_BYTES = 96 << 20
 """For what cannot be planned: thread stacks, Python objects, page tables, library pages.
@@ -23,45 +24,32 @@ While a state is saved or restored llama.cpp copies the keys of one layer: they 
 _MARGIN_FRACTION = 0.01
 _CHUNK_SHARE = 4
 """A prefill chunk's buffers may take up to a quarter of what is left for slots."""
+_LOAN_SHARE = 2
+"""A prefill chunk may borrow up to half of the slots."""
 _RESIDENT_CHUNK_TOKENS = 32
 """Shorter chunks slow prefill more than a few missing experts do."""
-_WIDTH_KEYS = ("embedding_length", "feed_forward_length", "expert_feed_forward_length")
-_ROW_MAPPING_NBYTES = 8  # per slot, expert of a token and token: llama.cpp groups rows by expert
-_TILE_NBYTES = 512 << 10  # per thread, in each of llama.cpp's work buffers: TILED_WS_SLOT
-
-
-class ChunkFootprint(Protocol):
-    """What an engine needs for one prefill chunk length."""
-
-    @property
-    def chunk_tokens(self) -> int: ...  # noqa: D102
-    @property
-    def kv_bytes(self) -> int: ...  # noqa: D102
-    @property
-    def compute_bytes(self) -> int: ...  # noqa: D102
-
-
-@dataclass(frozen=True)
-class Request:
-    """What a plan is made for. Bytes."""
-
-    catalog: Catalog
-    classes: tuple[SlotClass, ...]
-    footprints: Sequence[ChunkFootprint]
-    """Longest chunk first; the last is that of a single token."""
-    base_bytes: int
-    context_tokens: int
-    kv_type: KvType = "f16"
-    mark_bytes: int = 0
-    threads: int = 1
+_PAGE_NBYTES = 4096
 
 
 @dataclass(frozen=True)
 class SlotPlan:
-    """A memory plan and how its slots are divided over the size classes."""
+    """A memory plan, how its slots are divided over the size classes, and when they are fewer.
+
+    `loans` go up in tokens; the first has all slots, the last is for the longest chunk.
+    """
 
     plan: MemoryPlan
     counts: tuple[int, ...]
+    loans: tuple[Loan, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Buffers:
+    """A footprint of which a part is lent."""
+
+    chunk_tokens: int
+    kv_bytes: int
+    compute_bytes: int
 
 
 def base_with_margin(base_bytes: int, budget_bytes: int) -> int:
@@ -115,7 +103,10 @@ def _is_resident(slot_plan: SlotPlan, least_chunk_tokens: int) -> bool:
 def _leaves_room(plan: MemoryPlan, shortest: MemoryPlan) -> bool:
     """Whether a chunk's buffers cost little beside the slots, compared with the shortest chunk."""
     extra = (plan.kv_bytes + plan.compute_bytes) - (shortest.kv_bytes + shortest.compute_bytes)
-    return extra <= plan.slot_bytes // _CHUNK_SHARE
+    return (
+        extra <= plan.slot_bytes // _CHUNK_SHARE
+        and plan.lent_bytes <= plan.slot_bytes // _LOAN_SHARE
+    )
 
 
 def _plan(request: Request, footprint: ChunkFootprint, budget_bytes: int) -> SlotPlan | None:
@@ -125,21 +116,43 @@ def _plan(request: Request, footprint: ChunkFootprint, budget_bytes: int) -> Slo
         return resident
     if not request.classes:
         return None
-    fixed = resident.plan.total_bytes - resident.plan.slot_bytes
-    fixed -= _work_bytes(request, footprint, ())
+    steps = tiers(request.footprints, footprint) if request.lends else []
+    if len(steps) < 2:
+        counts = _share(request, footprint, budget_bytes)
+        return _assemble(request, footprint, budget_bytes, counts) if counts else None
+    # Memory comes back in whole huge pages: at both ends of what is lent some may stay behind.
+    edges = 2 * HUGE_PAGE_NBYTES * (1 + len(request.classes))
+    loans: list[Loan] = []
+    buffers = [
+        _Buffers(footprint.chunk_tokens, footprint.kv_bytes, step.compute_bytes + edges)
+        for step in steps
+    ]
+    for step, during in zip(steps, buffers, strict=True):
+        counts = _share(request, during, budget_bytes)
+        if counts is None:
+            return None
+        loans.append(Loan(step.tokens, tuple(counts)))
+    return _assemble(request, buffers[0], budget_bytes, loans[0].counts, tuple(loans))
+
+
+def _share(request: Request, footprint: ChunkFootprint, budget_bytes: int) -> list[int] | None:
+    """Return how many slots of each class fit beside this chunk's buffers; None: too few."""
+    rest = _assemble(request, footprint, budget_bytes, ()).plan
+    fixed = rest.total_bytes - rest.slot_bytes - work_bytes(request, footprint, ())
 
     def fits(counts: Sequence[int]) -> bool:
-        work = _work_bytes(request, footprint, counts)
+        work = work_bytes(request, footprint, counts)
         return fixed + slots_nbytes(request.classes, counts) + work <= budget_bytes
 
-    counts = share_slots(request.classes, [c.token_demand for c in request.classes], fits)
-    if counts is None:
-        return None
-    return _assemble(request, footprint, budget_bytes, counts)
+    return share_slots(request.classes, [c.token_demand for c in request.classes], fits)
 
 
 def _assemble(
-    request: Request, footprint: ChunkFootprint, budget_bytes: int, counts: Sequence[int]
+    request: Request,
+    footprint: ChunkFootprint,
+    budget_bytes: int,
+    counts: Sequence[int],
+    loans: tuple[Loan, ...] = (),
 ) -> SlotPlan:
     """Return the plan with so many slots of each class; no counts: all experts are resident."""
     catalog = request.catalog
@@ -148,7 +161,7 @@ def _assemble(
         base_bytes=base_with_margin(request.base_bytes, budget_bytes),
         resident_bytes=catalog.resident_nbytes,
         kv_bytes=footprint.kv_bytes,
-        compute_bytes=footprint.compute_bytes + _work_bytes(request, footprint, counts),
+        compute_bytes=footprint.compute_bytes + work_bytes(request, footprint, counts),
         slot_bytes=slots_nbytes(request.classes, counts) if counts else catalog.expert_nbytes,
         slots=sum(counts) if counts else catalog.n_experts_total,
         experts=catalog.n_experts_total,
@@ -156,61 +169,16 @@ def _assemble(
         prefill_chunk_tokens=footprint.chunk_tokens,
         kv_type=request.kv_type,
         mark_bytes=request.mark_bytes,
+        lent_bytes=_lent_bytes(request, loans),
     )
-    return SlotPlan(plan, tuple(counts))
+    return SlotPlan(plan, tuple(counts), loans)
 
 
-def _work_bytes(request: Request, footprint: ChunkFootprint, counts: Sequence[int]) -> int:
-    """Bound the scratch memory of a product with experts: rows by slot, and its quantized input.
-
-    llama.cpp keeps one such buffer, as large as the largest product of the graph needs.
-    """
-    layers = request.catalog.layers
-    width = max(_dimension(request, key) for key in _WIDTH_KEYS)
-    if not layers:
-        return _product_bytes(request, 0, footprint.chunk_tokens, width)
-    n_matrices = max(counts or (layer.n_experts for layer in layers))
-    rows = max(layer.n_experts_used for layer in layers) * footprint.chunk_tokens
-    whole = _product_bytes(request, n_matrices, rows, width)
-    return whole + _passes_bytes(request, footprint, counts)
-
-
-def _product_bytes(request: Request, n_matrices: int, rows: int, width: int) -> int:
-    mapping = n_matrices * (rows * _ROW_MAPPING_NBYTES + 128)
-    return mapping + rows * width * 2 + request.threads * _TILE_NBYTES
-
-
-def _passes_bytes(request: Request, footprint: ChunkFootprint, counts: Sequence[int]) -> int:
-    """Bound what passes take where a step can ask for more experts than there may be slots.
-
-    A pass has at most as many rows as the step has tokens, and buffers for them of its own.
-    """
-    tokens = footprint.chunk_tokens
-    # Not by the slots that there are: less memory for passes with more slots would let a plan fit
-    # again that did not fit with fewer.
-    demands = [(c.token_demand, c) for c in (request.classes if counts else ())]
-    tight = [
-        layer.n_experts
-        for demand, slot_class in demands
-        for layer in slot_class.layers
-        if demand < min(layer.n_experts, layer.n_experts_used * tokens)
-    ]
-    if not tight:
+def _lent_bytes(request: Request, loans: Sequence[Loan]) -> int:
+    if not loans:
         return 0
-    embedding = _dimension(request, "embedding_length")
-    expert = _dimension(request, "expert_feed_forward_length")
-    expert = expert or _dimension(request, "feed_forward_length")
-    widest = max(embedding, expert)
-    results = max(embedding, 2 * expert)  # gate and up may be one product
-    moved = tokens * (widest + results) * 4
-    return _product_bytes(request, max(tight), tokens, widest) + moved
-
-
-def _dimension(request: Request, key: str) -> int:
-    value = request.catalog.metadata.get(f"{request.catalog.architecture}.{key}", 0)
-    if isinstance(value, tuple):
-        value = max((v for v in value if isinstance(v, int)), default=0)
-    return value if isinstance(value, int) else 0
+    most, least = (slots_nbytes(request.classes, loan.counts) for loan in (loans[0], loans[-1]))
+    return most - least
 
 
 def smallest_budget_mib(request: Request) -> int:

@@ -34,6 +34,16 @@ def held_memory_bytes() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
+def huge_pages_by_default(
+    setting: Path = Path("/sys/kernel/mm/transparent_hugepage/enabled"),
+) -> bool:
+    """Whether memory that nobody asked to be in huge pages may be: where one byte takes 2 MiB."""
+    try:
+        return "[always]" in setting.read_text()
+    except OSError:  # no such pages
+        return False
+
+
 def _trim_heap() -> None:
     """Have the C library give freed memory back to the system: glibc keeps it for later.
 

@@ -27,6 +27,8 @@ class MemoryPlan:
     kv_type: KvType = "f16"
     mark_bytes: int = 0
     """What the marks of a recurrent model may take together; see `Engine.mark`."""
+    lent_bytes: int = 0
+    """How much of `slot_bytes` is computed in, instead, while a long prompt is read."""
 
     @property
     def streams(self) -> bool:

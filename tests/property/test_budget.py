@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from localmoe.cache.slots import SlotClass, share_slots, slot_classes, slots_nbytes
 from localmoe.errors import BudgetError
-from localmoe.planning.budget import Request, plan_fixed_slots, plan_memory
+from localmoe.planning.budget import plan_fixed_slots, plan_memory
+from localmoe.planning.request import Request
 from localmoe.weights.catalog import Catalog, ExpertPart, Extent, MoeLayer, ResidentTensor
 
 MIB = 1 << 20
@@ -62,7 +63,15 @@ def requests(draw: st.DrawFn) -> Request:
     )
     block = draw(st.sampled_from([1, 512, 4096]))
     base_bytes = draw(st.integers(0, 200 * MIB))
-    return Request(catalog, slot_classes(layers, block), footprints, base_bytes, 4096)
+    return Request(
+        catalog,
+        slot_classes(layers, block),
+        footprints,
+        base_bytes,
+        4096,
+        lends=draw(st.booleans()),
+        sparse=draw(st.booleans()),
+    )
 
 
 def smallest(request: Request) -> int:
@@ -86,6 +95,10 @@ def test_no_plan_exceeds_its_budget(request: Request, fraction: float) -> None:
     if slot_plan.counts:
         assert plan.slot_bytes == slots_nbytes(request.classes, slot_plan.counts)
         assert plan.slots == sum(slot_plan.counts)
+    for loan in slot_plan.loans:
+        assert all(a <= b for a, b in zip(loan.counts, slot_plan.counts, strict=True))
+        lent = slots_nbytes(request.classes, slot_plan.counts)
+        assert lent - slots_nbytes(request.classes, loan.counts) <= plan.lent_bytes
     for count, slot_class in zip(slot_plan.counts, request.classes, strict=bool(slot_plan.counts)):
         assert slot_class.token_demand <= count <= slot_class.n_experts
 

@@ -7,17 +7,17 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from localmoe.cache.slots import slot_classes
+from localmoe.cache.slots import slot_classes, slots_nbytes
 from localmoe.errors import BudgetError
 from localmoe.planning.budget import (
     MARGIN_BYTES,
-    Request,
     SlotPlan,
     base_with_margin,
     plan_fixed_slots,
     plan_memory,
 )
 from localmoe.planning.plan import MemoryPlan
+from localmoe.planning.request import Request
 from localmoe.planning.sizes import format_nbytes
 from localmoe.weights.catalog import Catalog, ExpertPart, Extent, MoeLayer, ResidentTensor
 
@@ -223,6 +223,63 @@ def test_wider_models_need_more_scratch_memory() -> None:
     for key in ("embedding_length", "feed_forward_length", "expert_feed_forward_length"):
         wide = plan_memory(request_for(*layers, **{key: 4096}), 16 * GIB).plan
         assert wide.compute_bytes - narrow.compute_bytes == 512 * N_USED * 2 * (4096 - 64)
+
+
+# --- memory lent to long steps --------------------------------------------------------------------
+
+LENDING = replace(REQUEST, lends=True)
+"""Chunks of 512 tokens need 512 MiB more than single tokens do."""
+
+
+def test_slots_are_lent_to_the_longest_chunk_and_not_to_short_steps() -> None:
+    budget = EXPERT_BYTES // 2 + FIXED_BYTES + 600 * MIB
+    slot_plan = plan_memory(LENDING, budget)
+    plan = slot_plan.plan
+    assert (plan.streams, plan.prefill_chunk_tokens) == (True, 512)
+    assert [loan.tokens for loan in slot_plan.loans] == [32, 128, 512]
+    assert slot_plan.loans[0].counts == slot_plan.counts
+    sums = [sum(loan.counts) for loan in slot_plan.loans]
+    assert sums == sorted(sums, reverse=True)
+    # Four times what 32 tokens take is always there, 12 MiB at edges of huge pages included.
+    assert 220 * MIB <= plan.compute_bytes <= 240 * MIB
+    assert plan.lent_bytes == pytest.approx((512 + 20 - 4 * 52) * MIB, abs=5 * MIB)
+    assert plan.total_bytes <= budget
+
+
+def test_during_every_step_the_budget_holds() -> None:
+    for budget in range(400 * MIB, EXPERT_BYTES, 90 * MIB):
+        slot_plan = plan_memory(LENDING, budget)
+        rest = slot_plan.plan.total_bytes - slot_plan.plan.compute_bytes - slot_plan.plan.slot_bytes
+        longest = next(
+            f for f in FOOTPRINTS if f.chunk_tokens == slot_plan.plan.prefill_chunk_tokens
+        )
+        for loan in slot_plan.loans:
+            step = next(f for f in FOOTPRINTS if f.chunk_tokens == loan.tokens)
+            compute = min(4 * step.compute_bytes, longest.compute_bytes)
+            assert rest + compute + slots_nbytes(LENDING.classes, loan.counts) <= budget
+            demands = [c.token_demand for c in LENDING.classes]
+            assert all(n >= least for n, least in zip(loan.counts, demands, strict=True))
+
+
+def test_no_more_than_half_of_the_slots_is_lent() -> None:
+    for budget in range(400 * MIB, EXPERT_BYTES, 90 * MIB):
+        plan = plan_memory(LENDING, budget).plan
+        assert plan.lent_bytes <= plan.slot_bytes // 2
+
+
+def test_short_chunks_resident_models_and_fixed_slots_need_no_loan() -> None:
+    short = replace(LENDING, footprints=FOOTPRINTS[2:])
+    assert plan_memory(short, EXPERT_BYTES).loans == ()
+    resident = plan_memory(LENDING, 16 * GIB)
+    assert (resident.loans, resident.plan.lent_bytes) == ((), 0)
+    assert plan_fixed_slots(LENDING, GIB, 64).loans == ()
+
+
+def test_rows_that_are_never_touched_take_no_memory_in_small_pages() -> None:
+    plan = plan_fixed_slots(REQUEST, GIB, 256).plan
+    sparse = plan_fixed_slots(replace(REQUEST, sparse=True), GIB, 256).plan
+    # 128 slots of each size: room for 4 x 512 rows of 8 bytes behind each, 512 of them touched.
+    assert plan.compute_bytes - sparse.compute_bytes == 128 * (4 * 4096 - 3 * 4096)
 
 
 # --- a fixed number of slots ----------------------------------------------------------------------

@@ -9,12 +9,12 @@ import pytest
 
 from localmoe.errors import BudgetError, SettingsError
 from localmoe.planning.budget import (
-    Request,
     plan_fixed_slots,
     plan_memory,
     smallest_budget_mib,
 )
 from localmoe.planning.dense import smaller_context_tokens
+from localmoe.planning.request import Request
 from localmoe.weights.catalog import Catalog, Extent, ResidentTensor
 
 MIB, GIB = 1 << 20, 1 << 30

@@ -10,7 +10,11 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from localmoe.planning.machine import available_memory_bytes, held_memory_bytes
+from localmoe.planning.machine import (
+    available_memory_bytes,
+    held_memory_bytes,
+    huge_pages_by_default,
+)
 
 GIB = 1 << 30
 MIB = 1 << 20
@@ -190,3 +194,12 @@ def test_what_was_freed_is_not_held() -> None:
 
 def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"), [("[always] madvise never", True), ("always [madvise] never", False)]
+)
+def test_whether_pages_are_huge_by_default(tmp_path: Path, text: str, wanted: bool) -> None:
+    (tmp_path / "enabled").write_text(text)
+    assert huge_pages_by_default(tmp_path / "enabled") is wanted
+    assert not huge_pages_by_default(tmp_path / "missing")
