@@ -13,6 +13,8 @@ Progress = Callable[[str, int, int], None]
 """Called with (stage, done, total) while something takes long; `total` may grow."""
 KvType = Literal["f16", "q8_0", "q4_0"]
 """How keys and values of the context are kept: 2, 1.0625 or 0.5625 bytes per number."""
+PolicyName = Literal["next-use", "lru"]
+"""Which expert gives way to another one: the one expected last, or the one used longest ago."""
 
 
 def available_threads() -> int:
@@ -39,6 +41,7 @@ class Settings:
     slots: int | None = None
     kv_type: KvType = "f16"
     """Anything but f16 saves memory and rounds: the logits are others, streamed or not."""
+    policy: PolicyName = "next-use"
     experts_used: int | None = None
     """Overrides the checkpoint's number of active experts. Lossy: for experiments only."""
 
@@ -52,10 +55,12 @@ class Settings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise SettingsError(f"{name} must be at least 1, not {value}")
-        if self.kv_type not in get_args(KvType):
-            raise SettingsError(
-                f"kv_type must be one of {', '.join(get_args(KvType))}, not {self.kv_type!r}"
-            )
+        for name, kind in (("kv_type", KvType), ("policy", PolicyName)):
+            value = getattr(self, name)
+            if value not in get_args(kind):
+                raise SettingsError(
+                    f"{name} must be one of {', '.join(get_args(kind))}, not {value!r}"
+                )
         for name in ("context_tokens", "read_workers"):
             if getattr(self, name) < 1:
                 raise SettingsError(f"{name} must be at least 1, not {getattr(self, name)}")

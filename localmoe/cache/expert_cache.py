@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 
 from localmoe.cache.direct_file import DirectFile
 from localmoe.cache.lease import Lease
 from localmoe.cache.placement import Placement
-from localmoe.cache.policies import Lru, Policy
+from localmoe.cache.policies import Lru, MakePolicy
 from localmoe.cache.reader import Load, Reader
 from localmoe.cache.slots import SlotPool
 from localmoe.cache.stats import CacheStats
@@ -33,7 +33,7 @@ class ExpertCache:
         files: Mapping[str, DirectFile],
         *,
         workers: int = 4,
-        policy: Callable[[], Policy[ExpertKey]] = Lru,
+        policy: MakePolicy = Lru,
     ) -> None:
         self._layers = {layer.layer: layer for layer in layers}
         self._pool = pool
@@ -47,7 +47,7 @@ class ExpertCache:
         self._slot_of: dict[ExpertKey, int] = {}
         self._free = [list(range(count))[::-1] for count in pool.ready]
         self._lent = [0] * len(pool.classes)
-        self._policies = [policy() for _ in pool.classes]
+        self._policies = [policy(c.layers) for c in pool.classes]
         self._loading: dict[ExpertKey, Load] = {}
         self._speculative: set[ExpertKey] = set()
         self._pins: dict[ExpertKey, int] = {}
@@ -107,24 +107,29 @@ class ExpertCache:
     def acquire(self, layer: int, ids: Iterable[int]) -> Lease:
         """Pin these experts of a layer; start reads for those that are not in a slot.
 
-        Duplicates are allowed. Returns at once: wait for parts on the lease. Raises BudgetError
-        when the layer asks for more experts than there are slots that nobody holds.
+        `ids` are those of each token in turn, [T * K]; duplicates are allowed. Returns at once:
+        wait for parts on the lease. Raises BudgetError when the layer asks for more experts than
+        there are slots that nobody holds.
         """
+        ids = list(ids)
+        return self._hold(layer, ids, ids)
+
+    def _hold(self, layer: int, ids: Iterable[int], demand: Sequence[int]) -> Lease:
+        """Pin some experts of a layer; `demand` is all that it routed to."""
         self._clock += 1
         class_index = self._pool.class_index(layer)
-        policy = self._policies[class_index]
         of_layer = self._keys[layer]
         keys = [of_layer[expert] for expert in dict.fromkeys(ids)]
         missing = [key for key in keys if not self._usable(key)]
         if missing:
             self._check_room(keys, len(missing), class_index)
+        self._policies[class_index].demand(layer, demand)
         lease = Lease(layer, self._release)
         for key in keys:
             self._pins[key] = self._pins.get(key, 0) + 1
             self._last_use[key] = self._clock
             slot = self._slot_of.get(key)
             if slot is not None:
-                policy.touch(key)
                 lease.slots[key.expert] = slot
                 if key in self._loading:
                     self._join(key, lease)
@@ -148,11 +153,12 @@ class ExpertCache:
         class_index = self._pool.class_index(layer)
         if self._lent[class_index] or any(self._in(key, class_index) for key in self._pins):
             raise BudgetError(f"experts of layer {layer}'s size are in use: no sweep can begin")
-        wanted = list(dict.fromkeys(ids))
+        demand = list(ids)
+        wanted = list(dict.fromkeys(demand))
         held = [e for e in wanted if self._usable(self._keys[layer][e])]
         count = self._pool.limits[class_index]
         lent = max(count - len(held), min(_LEAST_LENT, count // 2), 1)
-        lease = self.acquire(layer, held[: count - lent])
+        lease = self._hold(layer, held[: count - lent], demand)
         missing = [e for e in wanted if e not in lease.slots]
         self._misses += len(missing)
         slots = [self._take_slot(class_index) for _ in range(lent)]
@@ -175,7 +181,7 @@ class ExpertCache:
                 continue
             if not self._free[class_index] and not self._has_stale_victim(class_index, protect):
                 break
-            load = self._begin(key, class_index)
+            load = self._begin(key, class_index, expected=True)
             self._last_use[key] = self._clock
             self._speculative.add(key)
             begun.append(load)
@@ -243,11 +249,11 @@ class ExpertCache:
     def _in(self, key: ExpertKey, class_index: int) -> bool:
         return self._pool.class_index(key.layer) == class_index
 
-    def _begin(self, key: ExpertKey, class_index: int) -> Load:
+    def _begin(self, key: ExpertKey, class_index: int, *, expected: bool = False) -> Load:
         """Give a key a slot, evicting if need be, and make its load."""
         slot = self._take_slot(class_index)
         self._slot_of[key] = slot
-        self._policies[class_index].insert(key)
+        self._policies[class_index].insert(key, expected=expected)
         load = Load(key, slot, self._layers[key.layer].part_nbytes)
         self._loading[key] = load
         return load

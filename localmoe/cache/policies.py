@@ -3,50 +3,78 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Container, Hashable
-from typing import Generic, Protocol, TypeVar
+from collections.abc import Callable, Container, Mapping, Sequence
+from typing import Protocol
 
-Key = TypeVar("Key", bound=Hashable)
+import numpy as np
+import numpy.typing as npt
+
+from localmoe.weights.catalog import ExpertKey, MoeLayer
+
+UseRates = Mapping[int, npt.NDArray[np.float64]]
+"""By layer: for each of its experts, the share of tokens that used it, float64 [E]."""
 
 
-class Policy(Protocol[Key]):
-    """Keeps the order of eviction of the keys that a cache holds."""
+class Policy(Protocol):
+    """Keeps the order of eviction of the experts that a cache holds."""
 
-    def insert(self, key: Key) -> None:
-        """Add a key that was just demanded."""
+    def demand(self, layer: int, ids: Sequence[int]) -> None:
+        """Note that these experts of a layer are demanded, held or not, row by row: [T * K]."""
         ...
 
-    def touch(self, key: Key) -> None:
-        """Note that a held key was demanded again."""
+    def insert(self, key: ExpertKey, *, expected: bool = False) -> None:
+        """Hold an expert. `expected`: nobody demanded it, but somebody soon may."""
         ...
 
-    def remove(self, key: Key) -> None:
-        """Forget a held key."""
+    def remove(self, key: ExpertKey) -> None:
+        """Hold an expert no longer. Raises KeyError if it is not held."""
         ...
 
-    def victim(self, pinned: Container[Key]) -> Key | None:
-        """Return the key to evict next that is not pinned; None if all are. Does not remove it."""
+    def victim(self, pinned: Container[ExpertKey]) -> ExpertKey | None:
+        """Return what to evict next that is not pinned; None if all are. Does not remove it."""
+        ...
+
+    def seed(self, rates: UseRates) -> None:
+        """Begin with what is known from earlier runs; before anything is demanded."""
         ...
 
 
-class Lru(Generic[Key]):
-    """Evicts the key that was demanded longest ago."""
+MakePolicy = Callable[[Sequence[MoeLayer]], Policy]
+"""Makes the policy of one size class from its layers, in their order."""
 
-    def __init__(self) -> None:
-        self._order: OrderedDict[Key, None] = OrderedDict()
 
-    def insert(self, key: Key) -> None:
-        """Add a key as the most recent one."""
+class Lru:
+    """Evicts the expert that was demanded longest ago, or one that was expected in vain."""
+
+    def __init__(self, layers: Sequence[MoeLayer]) -> None:
+        self._order: OrderedDict[ExpertKey, None] = OrderedDict()
+        self._expected: dict[int, set[int]] = {layer.layer: set() for layer in layers}
+
+    def demand(self, layer: int, ids: Sequence[int]) -> None:
+        """Make the held ones the most recent; what was expected of this layer was a mistake."""
+        wanted = dict.fromkeys(ids)
+        for expert in self._expected[layer].difference(wanted):
+            self._order.move_to_end(ExpertKey(layer, expert), last=False)
+        self._expected[layer].clear()
+        for expert in wanted:
+            key = ExpertKey(layer, expert)
+            if key in self._order:
+                self._order.move_to_end(key)
+
+    def insert(self, key: ExpertKey, *, expected: bool = False) -> None:
+        """Hold an expert as the most recent one."""
         self._order[key] = None
+        if expected:
+            self._expected[key.layer].add(key.expert)
 
-    def touch(self, key: Key) -> None:
-        """Make a held key the most recent one."""
-        self._order.move_to_end(key)
-
-    def remove(self, key: Key) -> None:
-        """Forget a held key."""
+    def remove(self, key: ExpertKey) -> None:
+        """Hold an expert no longer."""
         del self._order[key]
+        self._expected[key.layer].discard(key.expert)
 
-    def victim(self, pinned: Container[Key]) -> Key | None:
-        """Return the least recent key that is not pinned."""
+    def victim(self, pinned: Container[ExpertKey]) -> ExpertKey | None:
+        """Return the least recent expert that is not pinned."""
         return next((key for key in self._order if key not in pinned), None)
+
+    def seed(self, rates: UseRates) -> None:
+        """Do nothing: frequency is no matter here."""

@@ -33,6 +33,8 @@ from localmoe.cli.options import (
     KvTypeName,
     KvTypes,
     Memory,
+    Policies,
+    PolicyKind,
     Threads,
     cache_dir,
 )
@@ -76,6 +78,7 @@ def decode(  # noqa: PLR0913 (the command line's options are this function's par
     rounds: Rounds = 1,
     device_seconds: DeviceSeconds = 1.0,
     slots: Slots = None,
+    policy: Policies = PolicyKind.NEXT_USE,
     experts_used: ExpertsUsed = None,
 ) -> None:
     """Build the request, measure, show."""
@@ -86,6 +89,7 @@ def decode(  # noqa: PLR0913 (the command line's options are this function's par
             memory_bytes=memory,
             context_tokens=context,
             kv_type=kv_type.value,
+            policy=policy.value,
             threads=threads,
             slots=slots,
             experts_used=experts_used,

@@ -22,6 +22,13 @@ class KvTypeName(StrEnum):
     Q4_0 = "q4_0"
 
 
+class PolicyKind(StrEnum):
+    """What `settings.PolicyName` names."""
+
+    NEXT_USE = "next-use"
+    LRU = "lru"
+
+
 _UNITS = {
     **{"b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40},
     **{"kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40},
@@ -106,6 +113,14 @@ KvTypes = Annotated[
         "--kv-type",
         help="How the conversation is kept in memory. q8_0 takes about half of f16's room, q4_0 a "
         "quarter; both are lossy: the model says slightly other things.",
+    ),
+]
+Policies = Annotated[
+    PolicyKind,
+    typer.Option(
+        "--policy",
+        help="Which expert gives way to another one: the one that is expected to be used last, as "
+        "learned in this run, or the one that was used longest ago. The answer is the same.",
     ),
 ]
 ExpertsUsed = Annotated[

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from localmoe.cli.options import Context, ExpertsUsed, KvTypeName, KvTypes, Memory, Threads
+from localmoe.cli.options import (
+    Context,
+    ExpertsUsed,
+    KvTypeName,
+    KvTypes,
+    Memory,
+    Policies,
+    PolicyKind,
+    Threads,
+)
 from localmoe.cli.request import read_request
 from localmoe.cli.run_options import (
     MaxTokens,
@@ -52,6 +61,7 @@ def run(  # noqa: PLR0913 (the command line's options are this function's parame
     threads: Threads = None,
     stats: StatsFile = None,
     raw: Raw = False,
+    policy: Policies = PolicyKind.NEXT_USE,
     experts_used: ExpertsUsed = None,
 ) -> None:
     """Read the request, then load and answer."""
@@ -60,6 +70,7 @@ def run(  # noqa: PLR0913 (the command line's options are this function's parame
         memory_bytes=memory,
         context_tokens=context,
         kv_type=kv_type.value,
+        policy=policy.value,
         threads=threads,
         experts_used=experts_used,
         max_tokens=max_tokens,

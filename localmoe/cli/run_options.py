@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from localmoe.settings import KvType
+from localmoe.settings import KvType, PolicyName
 
 Model = Annotated[
     str | None,
@@ -83,6 +83,7 @@ class RunOptions:
     memory_bytes: int | None = None
     context_tokens: int = 4096
     kv_type: KvType = "f16"
+    policy: PolicyName = "next-use"
     threads: int | None = None
     experts_used: int | None = None
     max_tokens: int | None = None

@@ -66,6 +66,7 @@ def _engine(model: Path | None, options: RunOptions) -> Iterator[Engine]:
         memory_bytes=options.memory_bytes,
         context_tokens=options.context_tokens,
         kv_type=options.kv_type,
+        policy=options.policy,
         threads=options.threads,
         experts_used=options.experts_used,
     )

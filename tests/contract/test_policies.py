@@ -3,103 +3,262 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Container
 
+import hypothesis.strategies as st
+import numpy as np
 import pytest
+from hypothesis import given, settings
 
-from localmoe.cache.policies import Lru, Policy
+from localmoe.cache.next_use import NextUse
+from localmoe.cache.policies import Lru, MakePolicy, Policy
+from localmoe.weights.catalog import ExpertKey, MoeLayer
 
-POLICIES: dict[str, Callable[[], Policy[int]]] = {"lru": Lru}
+LAYERS = tuple(MoeLayer(layer, 16, 2, ()) for layer in (1, 2, 4))
+POLICIES: dict[str, MakePolicy] = {"lru": Lru, "next-use": NextUse}
+KEYS = [ExpertKey(layer.layer, expert) for layer in LAYERS for expert in range(16)]
 
 
 @pytest.fixture(params=POLICIES)
-def policy(request: pytest.FixtureRequest) -> Policy[int]:
-    return POLICIES[request.param]()
+def make(request: pytest.FixtureRequest) -> MakePolicy:
+    return POLICIES[request.param]
 
 
-def test_nothing_held_has_no_victim(policy: Policy[int]) -> None:
+@pytest.fixture
+def policy(make: MakePolicy) -> Policy:
+    return make(LAYERS)
+
+
+def hold(policy: Policy, layer: int, *experts: int) -> None:
+    """Demand experts that are not held."""
+    policy.demand(layer, experts)
+    for expert in experts:
+        policy.insert(ExpertKey(layer, expert))
+
+
+def evict_all(policy: Policy, pinned: Container[ExpertKey] = ()) -> list[ExpertKey]:
+    order = []
+    while (victim := policy.victim(pinned)) is not None:
+        policy.remove(victim)
+        order.append(victim)
+    return order
+
+
+def test_nothing_held_has_no_victim(policy: Policy) -> None:
+    assert policy.victim(()) is None
+    policy.demand(1, [3, 4])
     assert policy.victim(()) is None
 
 
-def test_the_victim_is_held(policy: Policy[int]) -> None:
-    for key in range(5):
-        policy.insert(key)
-    assert policy.victim(()) in range(5)
-
-
-def test_asking_for_a_victim_changes_nothing(policy: Policy[int]) -> None:
-    for key in range(5):
-        policy.insert(key)
+def test_asking_for_a_victim_changes_nothing(policy: Policy) -> None:
+    hold(policy, 1, 0, 1, 2, 3)
     assert policy.victim(()) == policy.victim(()) == policy.victim(())
 
 
-def test_a_pinned_key_is_no_victim(policy: Policy[int]) -> None:
-    for key in range(5):
-        policy.insert(key)
-    assert policy.victim({0, 1, 3, 4}) == 2
-    assert policy.victim(range(5)) is None
+def test_a_pinned_key_is_no_victim(policy: Policy) -> None:
+    hold(policy, 1, 0, 1, 2, 3)
+    hold(policy, 4, 2)
+    pinned = {key for key in KEYS if key != (1, 2)}
+    assert policy.victim(pinned) == ExpertKey(1, 2)
+    assert policy.victim(KEYS) is None
 
 
-def test_keys_that_are_not_held_may_be_pinned(policy: Policy[int]) -> None:
-    policy.insert(1)
-    assert policy.victim({7, 8}) == 1
+def test_keys_that_are_not_held_may_be_pinned(policy: Policy) -> None:
+    hold(policy, 1, 1)
+    assert policy.victim({ExpertKey(1, 7), ExpertKey(2, 1)}) == ExpertKey(1, 1)
 
 
-def test_a_removed_key_is_no_victim_and_may_come_back(policy: Policy[int]) -> None:
-    policy.insert(1)
-    policy.remove(1)
+def test_a_removed_key_is_no_victim_and_may_come_back(policy: Policy) -> None:
+    hold(policy, 1, 1)
+    policy.remove(ExpertKey(1, 1))
     assert policy.victim(()) is None
-    policy.insert(1)
-    assert policy.victim(()) == 1
+    policy.insert(ExpertKey(1, 1))
+    assert policy.victim(()) == ExpertKey(1, 1)
 
 
-def test_removing_a_key_that_is_not_held_is_an_error(policy: Policy[int]) -> None:
+def test_removing_a_key_that_is_not_held_is_an_error(policy: Policy) -> None:
     with pytest.raises(KeyError):
-        policy.remove(1)
+        policy.remove(ExpertKey(1, 1))
 
 
-def test_touching_a_key_that_is_not_held_is_an_error(policy: Policy[int]) -> None:
-    with pytest.raises(KeyError):
-        policy.touch(1)
+def test_what_was_expected_in_vain_goes_first(policy: Policy) -> None:
+    for _ in range(20):
+        policy.demand(1, [0, 1])
+        policy.demand(2, [0, 1])
+    for expert in (0, 1):
+        policy.insert(ExpertKey(1, expert))
+    policy.insert(ExpertKey(1, 9), expected=True)
+    policy.insert(ExpertKey(1, 8), expected=True)
+    policy.demand(1, [8, 0])
+    assert policy.victim(()) == ExpertKey(1, 9)
 
 
-def test_evicting_one_by_one_gives_every_key_once(policy: Policy[int]) -> None:
-    source, held = random.Random(3), set(range(50))
-    for key in held:
-        policy.insert(key)
-    for _ in range(200):
-        policy.touch(source.randrange(50))
-    while held:
-        victim = policy.victim(())
-        assert victim in held
-        policy.remove(victim)
-        held.discard(victim)
-    assert policy.victim(()) is None
+def test_what_is_expected_is_kept_until_its_layer_comes_by(policy: Policy) -> None:
+    """Beside experts that come every second token."""
+    for token in range(20):
+        policy.demand(1, [token % 2, 2 + token % 2])
+        policy.demand(2, [token % 2, 2 + token % 2])
+    for expert in range(4):
+        policy.insert(ExpertKey(1, expert))
+    policy.insert(ExpertKey(2, 9), expected=True)
+    policy.demand(1, [0, 2])
+    assert policy.victim(()) != ExpertKey(2, 9)
 
 
-def test_the_same_history_gives_the_same_victims(policy: Policy[int]) -> None:
-    twin, source = type(policy)(), random.Random(4)
-    for key in range(20):
-        policy.insert(key)
-        twin.insert(key)
-    for _ in range(100):
-        key = source.randrange(20)
-        policy.touch(key)
-        twin.touch(key)
-        pinned = set(source.sample(range(20), 5))
-        assert policy.victim(pinned) == twin.victim(pinned)
+def test_a_chunk_of_many_tokens_counts_as_they_would_one_by_one(make: MakePolicy) -> None:
+    source = random.Random(5)
+    rows = [source.sample(range(16), 2) for _ in range(100)]
+    at_once, one_by_one = make(LAYERS), make(LAYERS)
+    at_once.demand(1, [expert for row in rows for expert in row])
+    for row in rows:
+        one_by_one.demand(1, row)
+    for policy in (at_once, one_by_one):
+        for expert in rows[-1]:
+            policy.insert(ExpertKey(1, expert))
+        policy.insert(ExpertKey(2, 0))
+    held = [ExpertKey(1, expert) for expert in rows[-1]]
+    assert at_once.victim(held) == one_by_one.victim(held)
+
+
+Step = tuple[str, int, list[int]]
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(["demand", "expect", "evict", "remove", "seed"]),
+        st.sampled_from([1, 2, 4]),
+        st.lists(st.integers(0, 15), max_size=8),
+    ),
+    max_size=40,
+)
+
+
+def play(policy: Policy, steps: list[Step]) -> list[ExpertKey | None]:
+    """Do as a cache does; return all victims, having checked each."""
+    held: set[ExpertKey] = set()
+    victims: list[ExpertKey | None] = []
+    for what, layer, ids in steps:
+        keys = {ExpertKey(layer, expert) for expert in ids}
+        if what == "demand":
+            policy.demand(layer, ids)
+        elif what == "seed":
+            policy.seed({layer: np.arange(16) / 16})
+        elif what == "remove":
+            for key in sorted(keys & held):
+                policy.remove(key)
+            held -= keys
+        elif what == "evict":
+            victim = policy.victim(keys)
+            victims.append(victim)
+            assert (victim is None) == (not held - keys)
+            if victim:
+                assert victim in held - keys
+                policy.remove(victim)
+                held.discard(victim)
+        if what in ("demand", "expect"):
+            for key in sorted(keys - held):
+                policy.insert(key, expected=what == "expect")
+            held |= keys
+    assert sorted(evict_all(policy)) == sorted(held)
+    return victims
+
+
+@pytest.mark.parametrize("name", POLICIES)
+@settings(max_examples=100, deadline=None)
+@given(steps=STEPS)
+def test_victims_are_held_unpinned_and_decided_by_history(name: str, steps: list[Step]) -> None:
+    assert play(POLICIES[name](LAYERS), steps) == play(POLICIES[name](LAYERS), steps)
+
+
+# --- each one's own order -------------------------------------------------------------------------
 
 
 def test_lru_evicts_what_was_demanded_longest_ago() -> None:
-    policy: Lru[str] = Lru()
-    for key in "abcd":
-        policy.insert(key)
-    policy.touch("a")
-    policy.touch("c")
-    order = []
-    for _ in range(4):
-        victim = policy.victim(())
-        assert victim is not None
-        order.append(victim)
-        policy.remove(victim)
-    assert order == ["b", "d", "a", "c"]
+    policy = Lru(LAYERS)
+    hold(policy, 1, 0, 1)
+    hold(policy, 2, 0, 1)
+    policy.demand(1, [0])
+    policy.demand(2, [0])
+    assert evict_all(policy) == [(1, 1), (2, 1), (1, 0), (2, 0)]
+
+
+def test_next_use_prefers_what_is_used_often_to_what_was_used_last() -> None:
+    policy = NextUse(LAYERS)
+    for token in range(300):
+        policy.demand(1, [0, 1 + token % 15])
+    for expert in (0, 14, 15):
+        policy.insert(ExpertKey(1, expert))
+    policy.demand(1, [14, 15])
+    assert evict_all(policy)[-1] == (1, 0)
+
+
+def test_next_use_prefers_what_was_used_last_where_use_comes_in_bursts() -> None:
+    policy = NextUse(LAYERS)
+    for token in range(480):
+        policy.demand(1, [token // 10 % 16, (token // 10 + 8) % 16])
+    held = [policy.insert(ExpertKey(1, expert)) for expert in range(16)]
+    assert len(held) == 16
+    assert set(evict_all(policy)[-2:]) == {(1, 479 // 10 % 16), (1, (479 // 10 + 8) % 16)}
+
+
+def test_next_use_evicts_of_equals_the_one_whose_layer_just_passed() -> None:
+    policy = NextUse(LAYERS)
+    for _ in range(50):
+        for layer in LAYERS:
+            policy.demand(layer.layer, [0, 1])
+    for layer in LAYERS:
+        policy.insert(ExpertKey(layer.layer, 0))
+    policy.demand(1, [0, 1])
+    policy.demand(2, [0, 1])
+    assert evict_all(policy) == [(2, 0), (1, 0), (4, 0)]
+
+
+def test_next_use_begins_with_what_is_known_of_earlier_runs() -> None:
+    policy = NextUse(LAYERS)
+    policy.seed({1: np.linspace(0, 0.9, 16), 7: np.ones(3)})
+    for expert in range(0, 16, 5):
+        policy.insert(ExpertKey(1, expert))
+    assert evict_all(policy) == [(1, 0), (1, 5), (1, 10), (1, 15)]
+
+
+def trace(n_tokens: int) -> list[tuple[int, list[int]]]:
+    """Return routing with skew and repetition: half of each token's experts were just used."""
+    source = random.Random(1)
+    weights = [1 / (1 + expert) for expert in range(16)]
+    last = {layer.layer: [0, 1] for layer in LAYERS}
+    steps = []
+    for _ in range(n_tokens):
+        for layer, before in last.items():
+            fresh = source.choices(range(16), weights, k=2)
+            ids = list(dict.fromkeys([source.choice(before), *fresh]))[:2]
+            last[layer] = ids = ids if len(ids) == 2 else [ids[0], (ids[0] + 1) % 16]
+            steps.append((layer, ids))
+    return steps
+
+
+def hits(policy: Policy, steps: list[tuple[int, list[int]]], n_slots: int) -> int:
+    held: set[ExpertKey] = set()
+    found = 0
+    for layer, ids in steps:
+        policy.demand(layer, ids)
+        keys = {ExpertKey(layer, expert) for expert in ids}
+        found += len(keys & held)
+        for key in sorted(keys - held):
+            if len(held) == n_slots:
+                victim = policy.victim(keys)
+                assert victim
+                policy.remove(victim)
+                held.discard(victim)
+            policy.insert(key)
+            held.add(key)
+    return found
+
+
+@pytest.mark.parametrize("n_slots", [2, 6])
+def test_next_use_is_hardly_worse_than_lru_where_slots_are_few(n_slots: int) -> None:
+    steps = trace(600)
+    assert hits(NextUse(LAYERS), steps, n_slots) > 0.99 * hits(Lru(LAYERS), steps, n_slots) - 1
+
+
+@pytest.mark.parametrize("n_slots", [8, 12, 20, 30])
+def test_next_use_finds_more_than_lru_where_there_is_skew(n_slots: int) -> None:
+    steps = trace(600)
+    assert hits(NextUse(LAYERS), steps, n_slots) > hits(Lru(LAYERS), steps, n_slots)

@@ -12,9 +12,14 @@ from localmoe.backends.llama.dry_run import CHUNK_CANDIDATES, dry_run
 from localmoe.backends.llama.engine import LlamaEngine, Streaming
 from localmoe.backends.llama.hook import Hook, PartOf
 from localmoe.backends.llama.kernels import Kernels
-from localmoe.backends.llama.loader import LoadedModel, load_model
+from localmoe.backends.llama.lending import Lender
+from localmoe.backends.llama.loader import LoadedModel, load_model, read_resident
 from localmoe.backends.llama.source import ModelSource, open_source
+from localmoe.backends.llama.tensor_reads import TensorReads
 from localmoe.cache.expert_cache import ExpertCache
+from localmoe.cache.next_use import NextUse
+from localmoe.cache.policies import Lru, MakePolicy
+from localmoe.cache.memory import CAN_RELEASE
 from localmoe.cache.slots import SlotPool, counts_at_once, slots_nbytes
 from localmoe.errors import BudgetError, UnsupportedModelError
 from localmoe.planning.budget import (
@@ -25,15 +30,28 @@ from localmoe.planning.budget import (
     smallest_budget_mib,
 )
 from localmoe.planning.dense import smaller_context_tokens
-from localmoe.planning.machine import available_memory_bytes, held_memory_bytes
-from localmoe.settings import Progress, Settings
+from localmoe.planning.machine import (
+    available_memory_bytes,
+    held_memory_bytes,
+    huge_pages_by_default,
+)
+from localmoe.planning.request import Request
+from localmoe.settings import PolicyName, Progress, Settings
+
+_POLICIES: dict[PolicyName, MakePolicy] = {"next-use": NextUse, "lru": Lru}
 
 
-def load(path: str | Path, settings: Settings, progress: Progress | None = None) -> LlamaEngine:
+def load(
+    path: str | Path,
+    settings: Settings,
+    progress: Progress | None = None,
+    child: DryRunChild | None = None,
+) -> LlamaEngine:
     """Load a GGUF model within `settings.memory_bytes`.
 
-    A dense model, which has no experts to stream, must fit as a whole. Raises SettingsError,
-    ModelError, BudgetError, ExpertReadError, EngineError.
+    A dense model, which has no experts to stream, must fit as a whole. `child` was started before,
+    so that it is ready when it is asked. Raises SettingsError, ModelError, BudgetError,
+    ExpertReadError, EngineError.
     """
     began = time.perf_counter()
     L.llama_backend_init()
@@ -152,7 +170,11 @@ class _Assembly:
             pool = SlotPool(self._source.slot_classes, self._counts, self._on_bytes)
             undo.callback(pool.close)
             cache = ExpertCache(
-                catalog.layers, pool, self._source.files, workers=self._settings.read_workers
+                catalog.layers,
+                pool,
+                self._source.files,
+                workers=self._settings.read_workers,
+                policy=_POLICIES[self._settings.policy],
             )
             undo.callback(cache.close)
             parts = self._bind(model, pool, cache)

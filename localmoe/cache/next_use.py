@@ -1,0 +1,217 @@
+"""Evicts the expert whose next use is farthest away, as far as its past can tell."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from localmoe.cache.policies import UseRates
+from localmoe.weights.catalog import ExpertKey, MoeLayer
+
+_DECAY = 0.5 ** (1 / 64)
+"""Of how often an expert is used: a use counts half after 64 tokens."""
+_SEED_TOKENS = 64.0
+"""So many tokens are earlier runs worth."""
+_LEARNED_TOKENS = 32
+"""Of a prefill chunk, so many of its last tokens are looked at one by one."""
+_NEVER = -(1 << 20)
+_N_RATES = 21  # two for each halving of the rate, down to a thousandth
+_RATE_OF_ONE = 254  # 1.0 as float32, shifted by _RATE_SHIFT
+_RATE_SHIFT = 22
+_EXACT_AGES = 8  # then two for each doubling
+_N_AGES = 21
+_MAX_AGE = 1 << 10
+_FADE = 0.9 ** (1 / 4096)
+"""Of what was learned, for each layer that was routed."""
+_PRIOR_WEIGHT = 2.0
+
+Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int64]
+
+
+def _age_rows() -> Ints:
+    """Return the row of the table for each age in tokens, up to _MAX_AGE."""
+    ages = np.arange(_MAX_AGE + 1)
+    far = _EXACT_AGES + 2 * np.log2(np.maximum(ages, 1) / _EXACT_AGES)
+    rows = np.where(ages < _EXACT_AGES, ages, far.astype(np.int64))
+    return np.minimum(rows, _N_AGES - 1).astype(np.int64) * _N_RATES
+
+
+_AGE_ROWS = _age_rows()
+
+
+class Chances:
+    """How likely an expert is used when its layer comes by, by its age and its rate; learned.
+
+    A cell is a pair of an age (tokens since the last use) and a rate (share of the tokens).
+    """
+
+    def __init__(self) -> None:
+        ages = np.array([int(np.argmax(row == _AGE_ROWS)) for row in np.unique(_AGE_ROWS)])
+        rates = 2.0 ** ((np.arange(_N_RATES) - _N_RATES + 1) / 2)
+        guess = rates / 2 + 0.225 * 2.0 ** (-ages[:, None] / 4) + 0.001
+        self._prior = _PRIOR_WEIGHT * np.minimum(guess, 0.9).ravel()
+        self._tried = np.zeros(_N_AGES * _N_RATES)
+        self._used = np.zeros_like(self._tried)
+        self.waits: Floats = np.zeros(0, np.float32)
+        """By cell: after how many chances to be used an expert is used, on average, less one."""
+        self.refresh(0)
+
+    def learn(self, cells: Ints, used: Ints) -> None:
+        """Note that experts in `cells` might have been used, and those in cells `used` were."""
+        self._tried += np.bincount(cells, minlength=len(self._tried))
+        self._used += np.bincount(used, minlength=len(self._used))
+
+    def refresh(self, n_steps: int) -> None:
+        """Let what was learned age by so many steps, and renew `waits`."""
+        fade = _FADE**n_steps
+        self._tried *= fade
+        self._used *= fade
+        chances = (self._used + self._prior) / (self._tried + _PRIOR_WEIGHT)
+        self.waits = (1 / np.clip(chances, 1e-6, 1) - 1).astype(np.float32)
+
+
+class NextUse:
+    """Expects each expert after (1 / chance - 1) tokens and the way from here to its layer.
+
+    The chance is learned in this very run, from all experts of the class, held or not: so it fits
+    models whose experts come in bursts, those with a few busy ones, and those that are random.
+    """
+
+    def __init__(self, layers: Sequence[MoeLayer]) -> None:
+        n_layers, width = len(layers), max(layer.n_experts for layer in layers)
+        self._rows = {layer.layer: row for row, layer in enumerate(layers)}
+        self._used = [max(1, layer.n_experts_used) for layer in layers]
+        self._keys = [[ExpertKey(m.layer, e) for e in range(m.n_experts)] for m in layers]
+        self._tokens = np.zeros(n_layers, np.int64)  # that each layer has seen
+        self._last = np.full((n_layers, width), _NEVER, np.int64)
+        self._uses = np.zeros((n_layers, width), np.float32)  # decayed
+        self._weight = np.zeros(n_layers)  # of all tokens, decayed alike
+        self._cells = np.zeros((n_layers, width), np.int64)
+        self._held = np.zeros((n_layers, width), bool)
+        self._chances = Chances()
+        self._steps = 0
+        # Of the held experts of each layer, the one that is expected last, and when.
+        self._stale = set(range(n_layers))
+        self._worst = np.full(n_layers, -np.inf, np.float32)
+        self._worst_at = np.zeros(n_layers, np.int64)
+        ways = (np.arange(n_layers) - np.arange(n_layers)[:, None] - 1) % n_layers + 1
+        self._ways = (ways / n_layers).astype(np.float32)  # [from, to], in passes over all layers
+        self._here = n_layers - 1
+        for row in range(n_layers):
+            self._foresee(row)
+        self._waits = self._chances.waits[self._cells]
+
+    def demand(self, layer: int, ids: Sequence[int]) -> None:
+        """Learn from what a layer routed to; a prefill chunk counts as its tokens would."""
+        row = self._rows[layer]
+        self._here = row
+        tokens, rest = divmod(len(ids), self._used[row])
+        table = np.array(ids, np.int64).reshape(tokens, -1) if tokens and not rest else None
+        if table is None:  # not one token's experts, or several tokens' with some left out
+            table = np.array(sorted(set(ids)), np.int64)[None]
+        if len(table) > _LEARNED_TOKENS:
+            self._skim(row, table[:-_LEARNED_TOKENS])
+            table = table[-_LEARNED_TOKENS:]
+        for experts in table:
+            self._step(row, experts)
+        self._waits[row] = self._chances.waits[self._cells[row]]
+        self._stale.add(row)
+
+    def insert(self, key: ExpertKey, *, expected: bool = False) -> None:
+        """Hold an expert; one that is expected counts as the next one until its layer came by."""
+        row = self._rows[key.layer]
+        self._held[row, key.expert] = True
+        if expected:
+            self._waits[row, key.expert] = 0
+        self._stale.add(row)
+
+    def remove(self, key: ExpertKey) -> None:
+        """Hold an expert no longer."""
+        row = self._rows[key.layer]
+        if not self._held[row, key.expert]:
+            raise KeyError(key)
+        self._held[row, key.expert] = False
+        self._stale.add(row)
+
+    def victim(self, pinned: Container[ExpertKey]) -> ExpertKey | None:
+        """Return the expert that is expected last and not pinned."""
+        for row in self._stale:
+            waits = np.where(self._held[row], self._waits[row], -np.inf)
+            self._worst_at[row] = at = waits.argmax()
+            self._worst[row] = waits[at]
+        self._stale.clear()
+        expected = self._worst + self._ways[self._here]
+        places = self._worst_at
+        while True:
+            row = int(expected.argmax())
+            if expected[row] == -np.inf:
+                return None
+            key = self._keys[row][int(places[row])]
+            if key not in pinned:
+                return key
+            if places is self._worst_at:
+                places = places.copy()
+            self._pass_over(row, pinned, expected, places)
+
+    def seed(self, rates: UseRates) -> None:
+        """Begin with these rates, as if they had been seen a while ago."""
+        for layer, shares in rates.items():
+            row = self._rows.get(layer)
+            if row is not None:
+                self._uses[row, : len(shares)] = shares * _SEED_TOKENS
+                self._weight[row] = _SEED_TOKENS
+                self._foresee(row)
+                self._waits[row] = self._chances.waits[self._cells[row]]
+                self._stale.add(row)
+
+    def _pass_over(
+        self, row: int, pinned: Container[ExpertKey], expected: Floats, places: Ints
+    ) -> None:
+        """Put the worst expert of a layer that is not pinned in the place of one that is."""
+        waits = np.where(self._held[row], self._waits[row], -np.inf)
+        expected[row] = -np.inf
+        for at in np.argsort(-waits, kind="stable"):
+            if waits[at] == -np.inf:
+                return
+            if self._keys[row][int(at)] not in pinned:
+                expected[row] = waits[at] + self._ways[self._here, row]
+                places[row] = at
+                return
+
+    def _step(self, row: int, experts: Ints) -> None:
+        """Learn from one token."""
+        cells, uses = self._cells[row], self._uses[row]
+        self._chances.learn(cells[: len(self._keys[row])], cells[experts])
+        uses *= _DECAY
+        uses[experts] += 1
+        self._weight[row] = self._weight[row] * _DECAY + 1
+        self._last[row, experts] = self._tokens[row]
+        self._tokens[row] += 1
+        self._foresee(row)
+        self._steps += 1
+        if self._steps >= len(self._keys):
+            self._chances.refresh(self._steps)
+            self._steps = 0
+
+    def _skim(self, row: int, table: Ints) -> None:
+        """Remember tokens without learning from each."""
+        n, used = table.shape
+        ages = np.repeat(np.arange(n)[::-1], used)
+        self._uses[row] *= _DECAY**n
+        self._uses[row] += np.bincount(
+            table.ravel(), weights=_DECAY**ages, minlength=self._uses.shape[1]
+        ).astype(np.float32)
+        self._weight[row] = self._weight[row] * _DECAY**n + (1 - _DECAY**n) / (1 - _DECAY)
+        self._last[row, table.ravel()] = self._tokens[row] + np.repeat(np.arange(n), used)
+        self._tokens[row] += n
+        self._foresee(row)
+
+    def _foresee(self, row: int) -> None:
+        """Find the cell in which each expert of a layer will be at its next chance."""
+        ages = np.minimum(self._tokens[row] - self._last[row], _MAX_AGE)
+        rates = self._uses[row] * np.float32(1 / max(self._weight[row], 1))
+        columns = (rates.view(np.int32) >> _RATE_SHIFT) - (_RATE_OF_ONE - _N_RATES + 1)
+        self._cells[row] = _AGE_ROWS[ages] + np.maximum(columns, 0)
