@@ -1,4 +1,4 @@
-"""Write the tables of docs/measurements/README.md from the newest record of each benchmark.
+"""Write the tables of docs/measurements/README.md and docs/limits.md from the newest records.
 
 python benchmarks/tables.py
 """
@@ -16,6 +16,7 @@ from typing import Any
 from manifest import DATA
 
 PAGE = DATA.parent / "README.md"
+LIMITS_PAGE = DATA.parents[1] / "limits.md"
 QUIET_LOAD = 0.5
 """A load average above this is work of others: nothing of ours runs before the first entry."""
 Record = dict[str, Any]
@@ -121,6 +122,68 @@ def passes_table(record: Record) -> list[str]:
     ]
 
 
+def limit_table(record: Record) -> list[str]:
+    lines = ["| criterion | measured | wanted | holds |", "|---|---|---|---|"]
+    for name, line in record["verdict"].items():
+        value = "not measured" if line["value"] is None else f"{line['value']:.2f}"
+        if name.startswith("prefill: times") and record["prefill"]["peer"]["at_least"]:
+            value = f"at least {value}"
+        lines.append(f"| {name} | {value} | {line['wanted']} | {said(line['holds'])} |")
+    return [*lines, "", *limit_cases(record)]
+
+
+def limit_cases(record: Record) -> list[str]:
+    """Return the figures behind the fractions: medians of all rounds, and every fraction."""
+    lines = [
+        "| case | ms per token | reading | computing | waited | hits | fraction, rounds | by "
+        "`bench decode` itself | if read and computed in turn |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for part in ("decode", "demo", "trace"):
+        for name, rounds in record.get(part, {}).get("figures", {}).items():
+            middle = {
+                key: statistics.median(one[key] for one in rounds)
+                for key, value in rounds[0].items()
+                if isinstance(value, float)
+            }
+            ms = [
+                f"{1e3 * middle[key]:.1f}"
+                for key in ("token_seconds", "read_seconds", "compute_seconds", "stall_seconds")
+            ]
+            fractions = samples([one["fraction"] for one in rounds]).replace(" | ", ": ")
+            lines.append(
+                f"| {part}, {name} | {' | '.join(ms)} | {middle['hit_rate']:.1%} | {fractions} | "
+                f"{middle['own_fraction']:.2f} | {middle['fraction_if_added']:.2f} |"
+            )
+    return lines
+
+
+def where_table(record: Record) -> list[str]:
+    if "where" not in record:
+        return ["Not measured."]
+    where = record["where"]
+    parts = where["seconds_per_token"]
+    some = [one["where"] for one in where["raw"]]
+
+    def median(key: str) -> float:
+        return statistics.median(one[key] for one in some)
+
+    return [
+        "| part of a token | ms | share |",
+        "|---|---|---|",
+        *(
+            f"| {name} | {1e3 * value:.1f} | {value / sum(parts.values()):.0%} |"
+            for name, value in parts.items()
+        ),
+        "",
+        f"Per token: {median('questions'):.0f} questions "
+        f"({1e3 * median('question_seconds'):.1f} ms inside), {median('stops'):.0f} stops "
+        f"({1e3 * median('stop_seconds'):.1f} ms inside), {median('misses'):.0f} experts read; "
+        f"the reading threads used {1e3 * median('reader_cpu_seconds'):.1f} ms of processor time, "
+        f"the whole process {1e3 * median('process_cpu_seconds'):.0f} ms.",
+    ]
+
+
 def said(value: bool | None) -> str:
     return {True: "yes", False: "NO", None: "not measured"}[value]
 
@@ -147,22 +210,34 @@ TABLES: dict[str, Callable[[Record], list[str]]] = {
     "prefill-passes-k8": passes_table,
     "soak": soak_table,
 }
+LIMITS_TABLES: dict[str, tuple[str, Callable[[Record], list[str]]]] = {
+    "limit": ("limit", limit_table),
+    "limit-where": ("limit", where_table),
+    "limit-before": ("limit-before", limit_cases),
+}
+"""By the name of the place in docs/limits.md: whose record, and what of it."""
 
 
 def main() -> None:
-    text = PAGE.read_text()
-    for name, table in TABLES.items():
+    rewrite(PAGE, {name: (name, table) for name, table in TABLES.items()})
+    rewrite(LIMITS_PAGE, LIMITS_TABLES)
+
+
+def rewrite(page: Path, tables: dict[str, tuple[str, Callable[[Record], list[str]]]]) -> None:
+    """Put each table between its two marks."""
+    text = page.read_text()
+    for name, (benchmark, table) in tables.items():
         begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->\n"
-        found = sorted(DATA.glob(f"????-??-??-{name}.json"))
+        found = sorted(DATA.glob(f"????-??-??-{benchmark}.json"))
         if not found:
-            print(f"no record of {name} yet", file=sys.stderr)
+            print(f"no record of {benchmark} yet", file=sys.stderr)
             continue
         record = json.loads(found[-1].read_text())
         lines = [*table(record), "", origin(record, found[-1])]
         before, _, rest = text.partition(begin)
         _, _, after = rest.partition(end)
         text = before + begin + "\n".join(lines) + "\n" + end + after
-    PAGE.write_text(text)
+    page.write_text(text)
 
 
 if __name__ == "__main__":
