@@ -74,6 +74,9 @@ def load(
     `path`: a GGUF file, any shard of a split one, or a directory with one model. `progress` is
     called with (stage, done, total). Raises LocalMoeError.
     """
-    from localmoe.backends.llama.load import load as load_llama
+    from localmoe.backends.llama.dry_run import DryRunChild
 
-    return load_llama(path, settings or Settings(), progress)
+    with DryRunChild() as child:  # imports what it needs while we do
+        from localmoe.backends.llama.load import load as load_llama
+
+        return load_llama(path, settings or Settings(), progress, child)

@@ -9,7 +9,13 @@ from typing import Any
 import pytest
 
 from localmoe.backends.llama import load
-from localmoe.backends.llama.dry_run import CHUNK_CANDIDATES, DryRun, Footprint, dry_run
+from localmoe.backends.llama.dry_run import (
+    CHUNK_CANDIDATES,
+    DryRun,
+    DryRunChild,
+    Footprint,
+    dry_run,
+)
 
 
 class RememberedDryRuns:
@@ -24,7 +30,12 @@ class RememberedDryRuns:
         self._model_bytes: dict[Hashable, int] = {}
 
     def __call__(
-        self, paths: Sequence[str], *, chunks: Sequence[int] = CHUNK_CANDIDATES, **others: Any
+        self,
+        paths: Sequence[str],
+        *,
+        chunks: Sequence[int] = CHUNK_CANDIDATES,
+        child: DryRunChild | None = None,
+        **others: Any,
     ) -> DryRun:
         """Return what `dry_run` returns for these arguments."""
         key = (*((path, *_version(path)) for path in paths), *sorted(others.items()))

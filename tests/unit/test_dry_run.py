@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import pytest
 from localmoe.backends.llama import dry_run as module
 from localmoe.backends.llama import log, parameters
 from localmoe.backends.llama.bindings import L
-from localmoe.backends.llama.dry_run import dry_run
+from localmoe.backends.llama.dry_run import DryRunChild, dry_run
 from localmoe.errors import EngineError, ModelFormatError, SettingsError
 from localmoe.settings import KvType
 
@@ -71,9 +72,24 @@ def test_a_machine_without_room_for_a_process(monkeypatch: pytest.MonkeyPatch) -
     def refuse(*_: object, **__: object) -> None:
         raise OSError(errno.ENOMEM, "Cannot allocate memory")
 
-    monkeypatch.setattr(subprocess, "run", refuse)
-    with pytest.raises(EngineError, match=r"model\.gguf: Cannot allocate memory"):
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    with pytest.raises(EngineError, match="Cannot allocate memory"):
         dry_run(["model.gguf"], context_tokens=CONTEXT)
+
+
+def test_a_child_that_nobody_asks_is_ended() -> None:
+    with DryRunChild() as child:
+        process = child._process
+        assert process.poll() is None
+    assert process.returncode == -signal.SIGKILL
+    child.close()
+
+
+def test_a_child_that_was_started_before(zoo_model: Callable[[str], Path]) -> None:
+    path = str(zoo_model("qwen3moe"))
+    with DryRunChild() as child:
+        run = dry_run([path], context_tokens=64, chunks=[CHUNK], child=child)
+    assert run.footprints == dry_run([path], context_tokens=64, chunks=[CHUNK]).footprints
 
 
 def test_a_type_that_the_context_cannot_have(zoo_model: Callable[[str], Path]) -> None:

@@ -15,7 +15,8 @@ from localmoe.backends.llama.bindings import L
 from localmoe.backends.llama.loader import WeightBuffers, load_model
 from localmoe.backends.llama.skeleton import Skeleton
 from localmoe.backends.llama.source import ModelSource, open_source
-from localmoe.errors import ModelFormatError
+from localmoe.backends.llama.tensor_reads import TensorReads
+from localmoe.errors import EngineError, ModelFormatError
 
 
 def test_only_experts_of_layers_in_use_wait_for_slots(zoo_model: Callable[[str], Path]) -> None:
@@ -74,7 +75,7 @@ def freed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), MemoryError("no")])
 @pytest.mark.parametrize(
-    ("callback", "frees"), [("_size_of", 0), ("_make_buffer", 0), ("_note", 1)]
+    ("callback", "frees"), [("_make_buffer", 0), ("_note", 1)]
 )
 def test_an_exception_in_a_callback_surfaces_as_itself(
     source: ModelSource,
@@ -115,15 +116,46 @@ def test_a_stand_in_is_cut_even_after_an_error(
     assert calls > 1
 
 
-def test_ctrl_c_ends_loading_between_callbacks(source: ModelSource) -> None:
-    told: list[int] = []
+def test_ctrl_c_ends_loading_between_callbacks(
+    source: ModelSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noted: list[int] = []
 
-    def press(nbytes: int) -> None:
-        told.append(nbytes)
+    def press(_buffers: WeightBuffers, tensor: int) -> None:
+        noted.append(tensor)
         os.kill(os.getpid(), signal.SIGINT)
 
-    with pytest.raises(KeyboardInterrupt):
-        load_model(source, stream=True, on_bytes=press)
-    assert len(told) == 1
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(WeightBuffers, "_note", press)
+        load_model(source, stream=True)
+    assert len(noted) == 1
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     load_model(source, stream=True).close()
+
+
+def test_ctrl_c_ends_the_wait_for_weights(source: ModelSource) -> None:
+    def press(_nbytes: int) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    model = load_model(source, stream=True)
+    with pytest.raises(KeyboardInterrupt):
+        model.wait(press)
+    model.close()
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_every_byte_is_read_once(source: ModelSource, stream: bool) -> None:
+    told: list[int] = []
+    model = load_model(source, stream=stream)
+    model.wait(told.append)
+    model.close()
+    catalog = source.catalog
+    assert sum(told) == catalog.resident_nbytes + (0 if stream else catalog.expert_nbytes)
+
+
+def test_a_tensor_that_the_headers_do_not_have(
+    source: ModelSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads = TensorReads({}, source.files, workers=1)
+    with pytest.raises(EngineError, match="does not know"):
+        load_model(source, stream=True, resident=reads)

@@ -14,17 +14,19 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
-from typing import Any
+from types import TracebackType
+from typing import Self
 
 from localmoe.errors import EngineError, LocalMoeError, ModelFormatError, SettingsError
 from localmoe.settings import KvType
 
-CHUNK_CANDIDATES = (512, 256, 128, 64, 32, 16, 8, 4, 2, 1)
+CHUNK_CANDIDATES = (2048, 1024, 512, 256, 128, 64, 32, 16, 8, 4, 2, 1)
 _TIMEOUT_SECONDS = 120
 _ENTRY = (
-    "import json, sys; request = json.load(sys.stdin); sys.path[:] = request.pop(); "
-    "from localmoe.backends.llama.dry_run import child; child(request)"
+    "import json, sys; sys.path[:] = json.loads(sys.stdin.readline()); "
+    "from localmoe.backends.llama.dry_run import child; child()"
 )
 _CACHE_SIZE = re.compile(r"^\w+: (?:.*, )?size = +([\d.]+) MiB(?: \(|$)")
 """Of a KV cache, of recurrent states, and of DeepSeek-V4's compressors, which name it last."""
@@ -54,6 +56,74 @@ class DryRun:
     model_bytes: int
 
 
+class DryRunChild:
+    """The child process: started early, it gets its imports done before it is asked.
+
+    It answers one request. Close it, asked or not.
+    """
+
+    def __init__(self) -> None:
+        """Start it. Raises EngineError."""
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-c", _ENTRY],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+            )
+        except OSError as error:
+            raise EngineError(
+                f"cannot start a process that reads the model's header: {error.strerror}. Close "
+                "other programs, or lift the limit on processes (ulimit -u)."
+            ) from error
+        self._send([entry for entry in sys.path if entry])
+
+    def ask(self, path: str, values: Sequence[object]) -> DryRun:
+        """Send a request and wait for the findings. Raises ModelFormatError, EngineError."""
+        self._send(values)
+        try:
+            output, errors = self._process.communicate(timeout=_TIMEOUT_SECONDS)
+        except subprocess.TimeoutExpired as error:
+            raise ModelFormatError(
+                f"{path}: llama.cpp did not finish reading the header in {_TIMEOUT_SECONDS} s. "
+                "The machine is overloaded, or the file is damaged."
+            ) from error
+        _check_end(path, self._process.returncode, errors)
+        try:
+            answer = json.loads(output)
+        except ValueError as error:
+            raise EngineError(f"the dry run failed: {_last_line(errors)}") from error
+        if "error" in answer:
+            raise ModelFormatError(f"{path}: {answer['error']}")
+        return DryRun(tuple(Footprint(**f) for f in answer["footprints"]), answer["model_bytes"])
+
+    def close(self) -> None:
+        """End the process, if it has not ended. May be called twice."""
+        self._process.kill()
+        for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
+            if pipe:
+                with suppress(BrokenPipeError):
+                    pipe.close()
+        self._process.wait()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _send(self, values: Sequence[object]) -> None:
+        if self._process.stdin:
+            with suppress(BrokenPipeError):  # it has died: how is told when it is asked
+                self._process.stdin.write(json.dumps(values).encode() + b"\n")
+                self._process.stdin.flush()
+
+
 def dry_run(
     paths: Sequence[str],
     *,
@@ -61,67 +131,44 @@ def dry_run(
     chunks: Sequence[int] = CHUNK_CANDIDATES,
     experts_used: tuple[str, int] | None = None,
     kv_type: KvType = "f16",
+    child: DryRunChild | None = None,
 ) -> DryRun:
-    """Measure in a child process.
+    """Measure in a child process: one that was started before, or a new one.
 
     Raises ModelFormatError when llama.cpp refuses or dies, SettingsError when only `kv_type` is to
     blame for that, EngineError when there is no answer.
     """
     request = [list(paths), context_tokens, list(chunks), experts_used]
     try:
-        return _ask_child(paths[0], [*request, kv_type])
+        return _ask(child or DryRunChild(), paths[0], [*request, kv_type])
     except ModelFormatError as error:
         if kv_type == "f16":
             raise
-        _ask_child(paths[0], [*request, "f16"])  # raises what is wrong with the model itself
+        # Raises what is wrong with the model itself.
+        _ask(DryRunChild(), paths[0], [*request, "f16"])
         raise SettingsError(
             f"kv_type {kv_type} was wanted, but llama.cpp cannot keep the context of this model in "
             f"it ({error}). Use --kv-type f16."
         ) from error
 
 
-def _ask_child(path: str, values: Sequence[object]) -> DryRun:
-    request = json.dumps([*values, [entry for entry in sys.path if entry]])
-    try:
-        done = subprocess.run(
-            [sys.executable, "-P", "-c", _ENTRY],
-            input=request.encode(),
-            capture_output=True,
-            timeout=_TIMEOUT_SECONDS,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise ModelFormatError(
-            f"{path}: llama.cpp did not finish reading the header in {_TIMEOUT_SECONDS} s. "
-            "The machine is overloaded, or the file is damaged."
-        ) from error
-    except OSError as error:
-        raise EngineError(
-            f"cannot start a process that reads the header of {path}: {error.strerror}. Close "
-            "other programs, or lift the limit on processes (ulimit -u)."
-        ) from error
-    _check_end(path, done)
-    try:
-        answer = json.loads(done.stdout)
-    except ValueError as error:
-        raise EngineError(f"the dry run failed: {_last_line(done.stderr)}") from error
-    if "error" in answer:
-        raise ModelFormatError(f"{path}: {answer['error']}")
-    return DryRun(tuple(Footprint(**f) for f in answer["footprints"]), answer["model_bytes"])
+def _ask(child: DryRunChild, path: str, values: Sequence[object]) -> DryRun:
+    with child:
+        return child.ask(path, values)
 
 
-def _check_end(path: str, done: subprocess.CompletedProcess[bytes]) -> None:
+def _check_end(path: str, status: int, errors: bytes) -> None:
     """Raise for a child that a signal ended."""
-    if done.returncode == -signal.SIGKILL:
+    if status == -signal.SIGKILL:
         raise EngineError(
             f"the process that read the header of {path} was killed, most likely because the "
             "machine ran out of memory. Close other programs; where that does not help, the file "
             "is damaged."
         )
-    if done.returncode < 0:
+    if status < 0:
         raise ModelFormatError(
-            f"{path}: llama.cpp gave up on this header (signal {-done.returncode}): "
-            f"{_last_line(done.stderr)}. The file is damaged, or made for another version."
+            f"{path}: llama.cpp gave up on this header (signal {-status}): "
+            f"{_last_line(errors)}. The file is damaged, or made for another version."
         )
 
 
@@ -131,9 +178,14 @@ def _last_line(output: bytes) -> str:
     return (aborts or lines or ["no message"])[-1].strip()
 
 
-def child(request: list[Any]) -> None:
+def child() -> None:
     """Answer one request on standard output: the child's side of `dry_run`."""
-    paths, context_tokens, chunks, experts_used, kv_type = request
+    from localmoe.backends.llama import parameters  # noqa: F401 (takes time, and is needed then)
+
+    line = sys.stdin.readline()
+    if not line:  # nobody asks any more
+        os._exit(0)
+    paths, context_tokens, chunks, experts_used, kv_type = json.loads(line)
     used = (experts_used[0], experts_used[1]) if experts_used else None
     try:
         run = _measure(paths, context_tokens, chunks, used, kv_type)

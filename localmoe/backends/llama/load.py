@@ -8,7 +8,7 @@ from pathlib import Path
 
 from localmoe.backends.llama import parameters
 from localmoe.backends.llama.bindings import L, Tensor
-from localmoe.backends.llama.dry_run import CHUNK_CANDIDATES, dry_run
+from localmoe.backends.llama.dry_run import CHUNK_CANDIDATES, DryRunChild, dry_run
 from localmoe.backends.llama.engine import LlamaEngine, Streaming
 from localmoe.backends.llama.hook import Hook, PartOf
 from localmoe.backends.llama.kernels import Kernels
@@ -17,14 +17,14 @@ from localmoe.backends.llama.loader import LoadedModel, load_model, read_residen
 from localmoe.backends.llama.source import ModelSource, open_source
 from localmoe.backends.llama.tensor_reads import TensorReads
 from localmoe.cache.expert_cache import ExpertCache
+from localmoe.cache.memory import CAN_RELEASE
 from localmoe.cache.next_use import NextUse
 from localmoe.cache.policies import Lru, MakePolicy
-from localmoe.cache.memory import CAN_RELEASE
 from localmoe.cache.slots import SlotPool, counts_at_once, slots_nbytes
 from localmoe.errors import BudgetError, UnsupportedModelError
 from localmoe.planning.budget import (
-    Request,
     SlotPlan,
+    base_with_margin,
     plan_fixed_slots,
     plan_memory,
     smallest_budget_mib,
@@ -57,8 +57,7 @@ def load(
     L.llama_backend_init()
     source = open_source(path, settings.experts_used)
     try:
-        slot_plan = _plan(source, settings)
-        engine = _Assembly(source, settings, slot_plan, progress).build()
+        engine = _load(source, settings, progress, child)
     except BaseException:
         source.close()
         raise
@@ -66,10 +65,41 @@ def load(
     return engine
 
 
-def _plan(source: ModelSource, settings: Settings) -> SlotPlan:
-    """Split the budget, with llama.cpp's own figures for what it takes."""
-    request = _request(source, settings, settings.context_tokens)
+def _load(
+    source: ModelSource, settings: Settings, progress: Progress | None, child: DryRunChild | None
+) -> LlamaEngine:
+    """Plan while what is resident in any case is being read, then build."""
+    base_bytes = held_memory_bytes()
     budget = settings.memory_bytes or available_memory_bytes()
+    reads = None
+    if settings.slots or _least_bytes(source, base_bytes, budget) <= budget:
+        reads = read_resident(source, settings.read_workers)
+    try:
+        slot_plan = _plan(source, settings, base_bytes, budget, child)
+        assembly = _Assembly(source, settings, slot_plan, progress)
+    except BaseException:
+        if reads:
+            reads.close()
+        raise
+    return assembly.build(reads)
+
+
+def _least_bytes(source: ModelSource, base_bytes: int, budget: int) -> int:
+    """Return what no plan can do without: where that does not fit, nothing is read."""
+    classes = source.slot_classes
+    demand = slots_nbytes(classes, [c.token_demand for c in classes])
+    return base_with_margin(base_bytes, budget) + source.catalog.resident_nbytes + demand
+
+
+def _plan(
+    source: ModelSource,
+    settings: Settings,
+    base_bytes: int,
+    budget: int,
+    child: DryRunChild | None,
+) -> SlotPlan:
+    """Split the budget, with llama.cpp's own figures for what it takes."""
+    request = _request(source, settings, settings.context_tokens, base_bytes, child)
     if settings.slots:
         return plan_fixed_slots(request, budget, settings.slots)
     try:
@@ -78,11 +108,17 @@ def _plan(source: ModelSource, settings: Settings) -> SlotPlan:
         shorter = smaller_context_tokens(request.footprints[-1].kv_bytes, request.context_tokens)
         if source.catalog.layers or shorter is None:
             raise
-        mib = smallest_budget_mib(_request(source, settings, shorter))
+        mib = smallest_budget_mib(_request(source, settings, shorter, base_bytes))
         raise BudgetError(f"{error} With --context {shorter}, {mib}MiB would do.") from None
 
 
-def _request(source: ModelSource, settings: Settings, context_tokens: int) -> Request:
+def _request(
+    source: ModelSource,
+    settings: Settings,
+    context_tokens: int,
+    base_bytes: int,
+    child: DryRunChild | None = None,
+) -> Request:
     """Ask llama.cpp what it takes for this context, cut to what the model was trained for."""
     catalog = source.catalog
     trained = catalog.metadata.get(f"{catalog.architecture}.context_length")
@@ -95,16 +131,19 @@ def _request(source: ModelSource, settings: Settings, context_tokens: int) -> Re
         chunks=[longest, *(c for c in CHUNK_CANDIDATES if c < longest)],
         experts_used=source.override,
         kv_type=settings.kv_type,
+        child=child,
     )
     return Request(
         catalog=catalog,
         classes=source.slot_classes,
         footprints=findings.footprints,
-        base_bytes=held_memory_bytes() + findings.model_bytes,
+        base_bytes=base_bytes + findings.model_bytes,
         context_tokens=context_tokens,
         kv_type=settings.kv_type,
         mark_bytes=findings.footprints[-1].mark_bytes,
         threads=settings.n_threads,
+        lends=CAN_RELEASE,
+        sparse=not huge_pages_by_default(),
     )
 
 
@@ -120,22 +159,22 @@ class _Assembly:
     ) -> None:
         self._source, self._settings = source, settings
         self._plan, self._counts = slot_plan.plan, slot_plan.counts
+        self._loans = slot_plan.loans
         self._progress, self._done = progress, 0
         weights = self._plan.resident_bytes + (0 if self._counts else self._plan.slot_bytes)
-        # Weights count twice, when their pages are touched and when they are read; slots once, and
-        # only those that the first token needs.
-        self._total = 2 * weights
+        # Of the slots, only those count that the first token needs.
+        self._total = weights
         if self._counts:
             classes = source.slot_classes
             self._total += slots_nbytes(classes, counts_at_once(classes, self._counts))
 
-    def build(self) -> LlamaEngine:
-        """Load the weights, then the slots, then create the context."""
+    def build(self, resident: TensorReads | None) -> LlamaEngine:
+        """Create the model, the slots and the context while the weights are read."""
         model = load_model(
             self._source,
             stream=bool(self._counts),
-            on_bytes=self._on_bytes,
             workers=self._settings.read_workers,
+            resident=resident,
         )
         with ExitStack() as undo:
             undo.callback(model.close)
@@ -151,6 +190,7 @@ class _Assembly:
                 eval_callback=streaming.hook.callback if streaming else None,
             )
             undo.callback(L.llama_free, context)
+            model.wait(self._on_bytes)
             if streaming:
                 streaming.cache.grow()
             engine = LlamaEngine(self._source, self._plan, model, context, streaming)
@@ -181,7 +221,7 @@ class _Assembly:
             kernels = Kernels(self._settings.n_threads)
             hook = Hook(cache, layers, parts, kernels, self._scaled_layers())
             undo.pop_all()
-        return Streaming(pool, cache, hook)
+        return Streaming(pool, cache, hook, Lender(cache, self._loans))
 
     def _bind(self, model: LoadedModel, pool: SlotPool, cache: ExpertCache) -> dict[int, PartOf]:
         """Let slot numbers take the place of expert numbers in every expert tensor."""
