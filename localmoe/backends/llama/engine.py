@@ -15,6 +15,7 @@ from localmoe.backends.interrupts import DeferredInterrupt
 from localmoe.backends.llama import log, state
 from localmoe.backends.llama.bindings import L
 from localmoe.backends.llama.hook import Hook
+from localmoe.backends.llama.lending import Lender
 from localmoe.backends.llama.loader import LoadedModel
 from localmoe.backends.llama.marks import Marks
 from localmoe.backends.llama.parameters import output_limit
@@ -36,10 +37,14 @@ _SAMPLING_KEYS = {
 
 
 class Streaming:
-    """What a streamed model needs beside llama.cpp: slots, their cache and the hook."""
+    """What a streamed model needs beside llama.cpp: slots, their cache, the hook, the lender."""
 
-    def __init__(self, pool: SlotPool, cache: ExpertCache, hook: Hook) -> None:
-        self.pool, self.cache, self.hook = pool, cache, hook
+    def __init__(self, pool: SlotPool, cache: ExpertCache, hook: Hook, lender: Lender) -> None:
+        self.pool, self.cache, self.hook, self.lender = pool, cache, hook, lender
+
+    def prepare(self, tokens: int) -> None:
+        """Give memory to slots or to compute buffers, whichever steps of so many tokens need."""
+        self.lender.prepare(tokens, self.hook.compute_buffer)
 
     def close(self) -> None:
         """End the reads, then free the slots."""
@@ -139,6 +144,8 @@ class LlamaEngine:
         # One array for all steps: the rows of many tokens are too large to be held twice.
         result, done = np.empty((n_rows, self._tokenizer.n_vocab), np.float32), 0
         self._request_interrupt(False)
+        if self._streaming:
+            self._streaming.prepare(min(len(tokens), self._plan.prefill_chunk_tokens))
         with DeferredInterrupt(self.interrupt) as interrupt:
             try:
                 for chunk, flags in self._chunks(tokens, logits):

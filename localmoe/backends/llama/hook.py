@@ -32,6 +32,7 @@ from localmoe.backends.llama.bindings import (
 )
 from localmoe.backends.llama.ids import Ids
 from localmoe.backends.llama.kernels import Kernels
+from localmoe.backends.llama.lending import buffer_of
 from localmoe.backends.llama.passes import Passes
 from localmoe.cache.expert_cache import ExpertCache
 from localmoe.cache.lease import Lease
@@ -84,6 +85,9 @@ class Hook:
         self._ids: Ids | None = None
         self._waited: set[int] = set()
         self._unrouted = set(layers)
+        self._routed = 0
+        self.compute_buffer: range | None = None
+        """The addresses that the last decode computed in, where it came to a layer with experts."""
         self.error: BaseException | None = None
         self.interrupted = False
         """Set by another thread or a signal handler: the next layer ends the decode."""
@@ -117,6 +121,8 @@ class Hook:
         """Let go of the last layer's experts; raise what went wrong since the last call."""
         self._put_back()
         self._let_go()
+        self.compute_buffer = buffer_of(self._routed) if self._routed else None
+        self._routed = 0
         error, self.error = self.error, None
         if error:
             raise error
@@ -196,6 +202,7 @@ class Hook:
         if layer not in self._layers:
             return
         self._unrouted.discard(layer)
+        self._routed = node
         self._ids = ids = Ids(ids_tensor, self._layers[layer].n_experts)
         if not self._cache.fits(layer, ids.experts):
             self._sweep = self._cache.sweep(layer, ids.experts)

@@ -19,9 +19,11 @@ _buffer_base = declare(_base, "ggml_backend_buffer_get_base", C.c_void_p, C.c_vo
 _buffer_size = declare(_base, "ggml_backend_buffer_get_size", C.c_size_t, C.c_void_p)
 
 
-def buffer_of(node: int) -> range:
-    """Return the addresses of the buffer that a graph node's results lie in."""
+def buffer_of(node: int) -> range | None:
+    """Return the addresses of the buffer that a graph node's results lie in, if it has one."""
     buffer = Tensor.from_address(node).buffer
+    if not buffer:
+        return None
     start = int(_buffer_base(buffer))
     return range(start, start + int(_buffer_size(buffer)))
 
