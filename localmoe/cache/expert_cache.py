@@ -45,7 +45,7 @@ class ExpertCache:
         self._placement = Placement(self._layers.values(), pool, block)
         self._reader = Reader(files, pool.memory, workers)
         self._slot_of: dict[ExpertKey, int] = {}
-        self._free = [list(range(count))[::-1] for count in pool.ready]
+        self._free = [list(range(count))[::-1] for count in pool.limits]
         self._lent = [0] * len(pool.classes)
         self._policies = [policy(c.layers) for c in pool.classes]
         self._loading: dict[ExpertKey, Load] = {}
@@ -79,11 +79,6 @@ class ExpertCache:
             self._hits, self._misses, self._read_bytes, self._prefetched, self._cancelled
         )
 
-    def grow(self) -> None:
-        """Let the pool touch the slots that were not ready; they join the free ones meanwhile."""
-        # Called from the pool's thread: lists grow and shrink atomically.
-        self._pool.grow(lambda index, slots: self._free[index].extend(slots))
-
     def resize(self, limits: Sequence[int]) -> None:
         """Use so many slots of each size class from now on: memory is lent, or comes back.
 
@@ -99,10 +94,10 @@ class ExpertCache:
         ]
         for key in beyond:
             self._evict(key)
-        for free, limit in zip(self._free, limits, strict=True):
-            free[:] = [slot for slot in free if slot < limit]
+        for free, before, limit in zip(self._free, self._pool.limits, limits, strict=True):
+            free[:] = [*range(before, limit)[::-1], *(slot for slot in free if slot < limit)]
         self._pool.set_limits(limits)
-        self.grow()
+        self._pool.grow()
 
     def acquire(self, layer: int, ids: Iterable[int]) -> Lease:
         """Pin these experts of a layer; start reads for those that are not in a slot.
@@ -262,10 +257,8 @@ class ExpertCache:
         """Return a slot that nobody uses, evicting if need be."""
         if not self._free[class_index]:
             victim = self._policies[class_index].victim(self._pins)
-            if victim is None:  # all that is there is held; the caller made sure that more will be
-                self._pool.wait_grown()
-            else:
-                self._evict(victim)
+            assert victim is not None  # the caller made sure that not all are held
+            self._evict(victim)
         return self._free[class_index].pop()
 
     def _end_sweep(self, sweep: Sweep) -> None:

@@ -77,6 +77,13 @@ class HostMemory:
             if on_bytes:
                 on_bytes(nbytes)
 
+    def touch(self, start: int, stop: int) -> None:
+        """Have the pages of a range there, whatever they hold; older kernels leave that to others.
+
+        Other threads run meanwhile.
+        """
+        _advise(self.address + start, stop - start, _MADV_POPULATE_WRITE)
+
     def release(self, start: int, stop: int) -> None:
         """Give the huge pages back that lie in a range whole; what they held is lost.
 

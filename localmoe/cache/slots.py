@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
-from localmoe.cache.memory import HostMemory, round_up
+from localmoe.cache.memory import HUGE_PAGE_NBYTES, HostMemory, round_up
 from localmoe.errors import BudgetError
 from localmoe.weights.catalog import MoeLayer
 
@@ -15,8 +17,6 @@ _KERNEL_ALIGNMENT_NBYTES = 64  # engines read a matrix with aligned vector loads
 _PAGE_NBYTES = 4096
 _LARGE_PART_NBYTES = 128 << 10
 """From here on a page of slack costs nothing, and aligned to pages reads take 5 % less time."""
-_AT_ONCE_NBYTES = 128 << 20
-_GROWTH_STEP_NBYTES = 32 << 20
 
 
 @dataclass(frozen=True)
@@ -106,33 +106,14 @@ def share_slots(
     return counts
 
 
-def counts_at_once(classes: Sequence[SlotClass], counts: Sequence[int]) -> list[int]:
-    """Return how many slots of each class must be there before the first token.
-
-    Enough for any step, and for all of a small pool: touching gigabytes can take seconds, above all
-    where a host has taken back the memory that a virtual machine had left free.
-    """
-    share = _AT_ONCE_NBYTES // len(classes)
-    return [
-        min(count, max(c.widest_demand, share // c.stride_nbytes))
-        for c, count in zip(classes, counts, strict=True)
-    ]
-
-
 class SlotPool:
-    """The slots of all size classes in one region of memory that is touched once.
+    """The slots of all size classes in one region of memory, which takes room as it is touched.
 
-    Slot s of class c starts at `base(c) + s * stride`, and never moves. The first `ready` slots of
-    each class may be used from the beginning, the others when `grow` says so. `limits` are how many
-    there may be now, fewer than `counts` while memory is lent.
+    Slot s of class c starts at `base(c) + s * stride`, and never moves. `limits` are how many there
+    may be now, fewer than `counts` while memory is lent.
     """
 
-    def __init__(
-        self,
-        classes: Sequence[SlotClass],
-        counts: Sequence[int],
-        on_bytes: Callable[[int], None] | None = None,
-    ) -> None:
+    def __init__(self, classes: Sequence[SlotClass], counts: Sequence[int]) -> None:
         self.classes, self.counts = tuple(classes), tuple(counts)
         self.limits = list(counts)
         self._starts: list[int] = []
@@ -146,13 +127,6 @@ class SlotPool:
         # An engine that is stopped in mid-layer may still look up expert numbers as slot numbers.
         guard = max(c.stride_nbytes * c.widest_demand for c in classes)
         self.memory = HostMemory(used, guard_nbytes=guard)
-        self.ready = counts_at_once(classes, counts)
-        try:
-            for index, count in enumerate(self.ready):
-                self.memory.prefault(self.start(index, 0), self.start(index, count), on_bytes)
-        except BaseException:
-            self.memory.close()
-            raise
         self._stopping = False
         self._growth: threading.Thread | None = None
 
@@ -161,34 +135,34 @@ class SlotPool:
         """Bytes of all slots."""
         return self.memory.nbytes
 
-    def grow(self, on_ready: Callable[[int, range], None]) -> None:
-        """Touch the other slots in a thread of its own, which calls (class index, slots)."""
-        if self.ready != self.limits:
-            self._growth = threading.Thread(
-                target=self._touch_rest, args=(on_ready,), name="localmoe-slots", daemon=True
-            )
+    def grow(self) -> None:
+        """Touch all slots in a thread of its own, while no core has anything better to do.
+
+        Reads touch what they need first; what slots hold stays as it is.
+        """
+        if self._growth is None:
+            self._growth = threading.Thread(target=self._touch, name="localmoe-slots", daemon=True)
             self._growth.start()
 
     def wait_grown(self) -> None:
-        """Block until every slot may be used."""
+        """Block until every slot has been touched, where `grow` was called."""
         if self._growth:
             self._growth.join()
 
     def stop_growing(self) -> None:
-        """Leave what is not touched yet as it is."""
+        """Leave what is not touched yet as it is, until `grow` is called again."""
         self._stopping = True
         self.wait_grown()
         self._growth, self._stopping = None, False
 
     def set_limits(self, limits: Sequence[int]) -> None:
-        """Give back the memory of all slots beyond so many of each class; `grow` brings others.
+        """Give back the memory of all slots beyond so many of each class.
 
         Nobody may use those, and nothing may be growing.
         """
-        for index, limit in enumerate(limits):
-            if self.ready[index] > limit:
-                self.memory.release(self.start(index, limit), self.start(index, self.ready[index]))
-                self.ready[index] = limit
+        for index, (limit, before) in enumerate(zip(limits, self.limits, strict=True)):
+            if before > limit:
+                self.memory.release(self.start(index, limit), self.start(index, before))
         self.limits = list(limits)
 
     def class_index(self, layer: int) -> int:
@@ -214,13 +188,13 @@ class SlotPool:
         self.stop_growing()
         self.memory.close()
 
-    def _touch_rest(self, on_ready: Callable[[int, range], None]) -> None:
-        for index, (slot_class, count) in enumerate(zip(self.classes, self.limits, strict=True)):
-            step = max(1, _GROWTH_STEP_NBYTES // slot_class.stride_nbytes)
-            for first in range(self.ready[index], count, step):
+    def _touch(self) -> None:
+        if hasattr(os, "SCHED_IDLE"):
+            with suppress(OSError):  # refused in some containers: then it takes turns with others
+                os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+        for index, limit in enumerate(self.limits):
+            stop = self.start(index, limit)
+            for position in range(self.start(index, 0), stop, HUGE_PAGE_NBYTES):
                 if self._stopping:
                     return
-                slots = range(first, min(first + step, count))
-                self.memory.prefault(self.start(index, first), self.start(index, slots.stop))
-                self.ready[index] = slots.stop
-                on_ready(index, slots)
+                self.memory.touch(position, min(position + HUGE_PAGE_NBYTES, stop))

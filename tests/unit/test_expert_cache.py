@@ -7,7 +7,6 @@ import threading
 
 import pytest
 
-from localmoe.cache import slots
 from localmoe.cache.stats import CacheStats
 from localmoe.errors import BudgetError, ExpertReadError
 from storage import NBYTES, CacheRig, MakeCacheRig
@@ -166,22 +165,6 @@ def test_an_error_inside_a_lease_lets_go(rig: CacheRig) -> None:
     rig.use(0, 4, 5, 6, 7)
 
 
-def test_slots_that_are_not_touched_yet_are_waited_for(
-    make_cache_rig: MakeCacheRig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(slots, "_AT_ONCE_NBYTES", 0)
-    rig = make_cache_rig(12, 2)
-    assert rig.pool.ready == [8, 2]
-    first = rig.cache.acquire(0, range(6))
-    rig.cache.grow()
-    second = rig.cache.acquire(1, range(6))
-    rig.check(first)
-    rig.check(second)
-    assert rig.cache.currsize == 12
-    first.close()
-    second.close()
-
-
 # --- memory lent ----------------------------------------------------------------------------------
 
 
@@ -198,7 +181,6 @@ def test_fewer_slots_forget_what_lay_beyond_them(make_cache_rig: MakeCacheRig) -
     with pytest.raises(BudgetError):
         rig.cache.acquire(0, range(5))
     rig.cache.resize([6, 2])
-    rig.pool.wait_grown()
     rig.use(1, 5, 6)
     assert (rig.held(0), rig.held(1)) == ([4, 5, 6, 7], [5, 6])
 

@@ -5,17 +5,14 @@ from __future__ import annotations
 import ctypes
 import threading
 from collections.abc import Sequence
-from dataclasses import replace
 
 import psutil
 import pytest
 
-from localmoe.cache import slots
 from localmoe.cache.memory import HostMemory
 from localmoe.cache.slots import (
     SlotClass,
     SlotPool,
-    counts_at_once,
     share_slots,
     slot_classes,
     slots_nbytes,
@@ -162,70 +159,37 @@ def test_data_lies_as_in_the_file_where_all_experts_lie_alike(
     pool.close()
 
 
-def test_filling_slots_is_reported() -> None:
-    steps: list[int] = []
-    pool = SlotPool([size_class(3, 64)], [3], steps.append)
-    assert sum(steps) == 3 * 64
-    pool.close()
-
-
 def big_pool() -> tuple[list[SlotClass], list[int]]:
-    """Return two classes whose slots take 384 MiB together: more than is touched at once."""
+    """Return two classes whose slots take 384 MiB together."""
     small, large = size_class(96, 2 << 20, used=2), size_class(80, 4 << 20, used=3)
     return [small, large], [96, 48]
 
 
-def test_a_pool_that_was_broken_off_gives_its_memory_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[HostMemory] = []
-
-    class Noted(HostMemory):
-        def __init__(self, nbytes: int, guard_nbytes: int) -> None:
-            super().__init__(nbytes, guard_nbytes)
-            made.append(self)
-
-    def interrupt(_: int) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(slots, "HostMemory", Noted)
-    with pytest.raises(KeyboardInterrupt):
-        SlotPool([size_class(3, 64)], [3], interrupt)
-    assert [memory._map.closed for memory in made] == [True]
-
-
-def test_a_pool_is_ready_for_any_step_before_all_of_it_is_touched() -> None:
+def test_slots_take_room_as_they_are_touched() -> None:
     classes, counts = big_pool()
-    at_once = counts_at_once(classes, counts)
-    assert at_once == [96, 48]  # one layer may ask for as many as there are
-    shallow = [replace(c, layers=(replace(c.layers[0], n_experts=8),)) for c in classes]
-    assert counts_at_once(shallow, counts) == [32, 16]  # half of 128 MiB each
-    assert counts_at_once(shallow, [5, 6]) == [5, 6]
-
-
-def test_a_pool_grows_in_a_thread_to_every_slot() -> None:
-    classes, counts = big_pool()
-    shallow = [replace(c, layers=(replace(c.layers[0], n_experts=8),)) for c in classes]
-    pool = SlotPool(shallow, counts)
-    before = int(psutil.Process().memory_info().rss)
-    grown: list[tuple[int, int]] = []
-    pool.grow(lambda index, slots: grown.extend((index, slot) for slot in slots))
+    process = psutil.Process()
+    before = int(process.memory_info().rss)
+    pool = SlotPool(classes, counts)
+    assert int(process.memory_info().rss) - before < 2 << 20
+    pool.memory.view[0] = 1
+    pool.grow()
     pool.wait_grown()
-    assert grown == [(0, s) for s in range(32, 96)] + [(1, s) for s in range(16, 48)]
-    assert int(psutil.Process().memory_info().rss) - before >= 120 << 20
+    assert int(process.memory_info().rss) - before >= pool.nbytes
+    assert pool.memory.view[0] == 1
     pool.close()
 
 
-def test_a_pool_that_is_closed_stops_growing() -> None:
-    classes, counts = big_pool()
-    shallow = [replace(c, layers=(replace(c.layers[0], n_experts=8),)) for c in classes]
-    pool = SlotPool(shallow, counts)
-    begun, go_on, grown = threading.Event(), threading.Event(), list[range]()
+def test_a_pool_that_is_closed_stops_growing(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, go_on, touched = threading.Event(), threading.Event(), list[int]()
 
-    def on_ready(_: int, slots: range) -> None:
-        grown.append(slots)
+    def touch(_memory: HostMemory, start: int, _stop: int) -> None:
+        touched.append(start)
         begun.set()
         go_on.wait(10)
 
-    pool.grow(on_ready)
+    monkeypatch.setattr(HostMemory, "touch", touch)
+    pool = SlotPool(*big_pool())
+    pool.grow()
     assert begun.wait(10)
     closing = threading.Thread(target=pool.close)
     closing.start()
@@ -233,14 +197,12 @@ def test_a_pool_that_is_closed_stops_growing() -> None:
         pass
     go_on.set()
     closing.join(10)
-    assert len(grown) == 1
+    assert len(touched) == 1
 
 
 def test_slots_beyond_a_limit_give_their_memory_back_and_grow_again() -> None:
-    classes, counts = big_pool()
-    shallow = [replace(c, layers=(replace(c.layers[0], n_experts=8),)) for c in classes]
-    pool = SlotPool(shallow, counts)
-    pool.grow(lambda *_: None)
+    pool = SlotPool(*big_pool())
+    pool.grow()
     pool.wait_grown()
     pool.memory.view[pool.start(0, 15)], pool.memory.view[pool.start(0, 16)] = 1, 1
     before = int(psutil.Process().memory_info().rss)
@@ -248,13 +210,11 @@ def test_slots_beyond_a_limit_give_their_memory_back_and_grow_again() -> None:
     pool.set_limits([16, 48])
     freed = before - int(psutil.Process().memory_info().rss)
     assert 156 << 20 <= freed <= 164 << 20
-    assert (pool.ready, pool.limits, pool.counts) == ([16, 48], [16, 48], (96, 48))
+    assert (pool.limits, pool.counts) == ([16, 48], (96, 48))
     assert pool.memory.view[pool.start(0, 15)] == 1
     assert pool.memory.view[pool.start(0, 16)] == 0
-    grown: list[tuple[int, range]] = []
-    pool.set_limits([20, 48])
-    pool.grow(lambda index, slots: grown.append((index, slots)))
+    pool.set_limits([96, 48])
+    pool.grow()
     pool.wait_grown()
-    assert grown == [(0, range(16, 20))]
-    assert pool.ready == [20, 48]
+    assert before - int(psutil.Process().memory_info().rss) < 4 << 20
     pool.close()

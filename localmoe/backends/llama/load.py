@@ -20,7 +20,7 @@ from localmoe.cache.expert_cache import ExpertCache
 from localmoe.cache.memory import CAN_RELEASE
 from localmoe.cache.next_use import NextUse
 from localmoe.cache.policies import Lru, MakePolicy
-from localmoe.cache.slots import SlotPool, counts_at_once, slots_nbytes
+from localmoe.cache.slots import SlotPool, slots_nbytes
 from localmoe.errors import BudgetError, UnsupportedModelError
 from localmoe.planning.budget import (
     SlotPlan,
@@ -161,12 +161,7 @@ class _Assembly:
         self._plan, self._counts = slot_plan.plan, slot_plan.counts
         self._loans = slot_plan.loans
         self._progress, self._done = progress, 0
-        weights = self._plan.resident_bytes + (0 if self._counts else self._plan.slot_bytes)
-        # Of the slots, only those count that the first token needs.
-        self._total = weights
-        if self._counts:
-            classes = source.slot_classes
-            self._total += slots_nbytes(classes, counts_at_once(classes, self._counts))
+        self._total = self._plan.resident_bytes + (0 if self._counts else self._plan.slot_bytes)
 
     def build(self, resident: TensorReads | None) -> LlamaEngine:
         """Create the model, the slots and the context while the weights are read."""
@@ -192,7 +187,7 @@ class _Assembly:
             undo.callback(L.llama_free, context)
             model.wait(self._on_bytes)
             if streaming:
-                streaming.cache.grow()
+                streaming.pool.grow()
             engine = LlamaEngine(self._source, self._plan, model, context, streaming)
             undo.pop_all()
         return engine
@@ -207,7 +202,7 @@ class _Assembly:
         catalog = self._source.catalog
         layers = {layer.layer: layer for layer in catalog.layers}
         with ExitStack() as undo:
-            pool = SlotPool(self._source.slot_classes, self._counts, self._on_bytes)
+            pool = SlotPool(self._source.slot_classes, self._counts)
             undo.callback(pool.close)
             cache = ExpertCache(
                 catalog.layers,
