@@ -188,8 +188,8 @@ def said(value: bool | None) -> str:
     return {True: "yes", False: "NO", None: "not measured"}[value]
 
 
-def origin(record: Record, path: Path) -> str:
-    """Say where and when a table was measured."""
+def origin(record: Record, path: Path, page: Path) -> str:
+    """Say where and when a table was measured, with a link from its page to the record."""
     machine, entry = record["machine"], record["entry"]
     load = entry["load_average"][0]
     state = "clean" if not record["changed_since_commit"] else "with changes"
@@ -198,7 +198,7 @@ def origin(record: Record, path: Path) -> str:
         f"{machine['cores']} cores, {machine['memory_bytes'] / 2**30:.0f} GiB, "
         f"{machine['system']}; load average at the start {load:.1f}"
         + (": **other work ran on the machine meanwhile**. " if load > QUIET_LOAD else ". ")
-        + f"Raw: [data/{path.name}](data/{path.name})."
+        + f"Raw: [data/{path.name}]({path.relative_to(page.parent)})."
     )
 
 
@@ -233,7 +233,7 @@ def rewrite(page: Path, tables: dict[str, tuple[str, Callable[[Record], list[str
             print(f"no record of {benchmark} yet", file=sys.stderr)
             continue
         record = json.loads(found[-1].read_text())
-        lines = [*table(record), "", origin(record, found[-1])]
+        lines = [*table(record), "", origin(record, found[-1], page)]
         before, _, rest = text.partition(begin)
         _, _, after = rest.partition(end)
         text = before + begin + "\n".join(lines) + "\n" + end + after
