@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import ctypes as C
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 from localmoe.backends.llama.arrivals import Arrivals
@@ -41,6 +41,8 @@ from localmoe.errors import InterruptedDecodeError, UnsupportedModelError
 from localmoe.weights.catalog import MoeLayer
 
 _Group = TypeVar("_Group")
+RoutingWatch = Callable[[int, int, Sequence[int]], None]
+"""Gets the graph node that gathers the routing weights, the layer, and its experts, [T * K]."""
 _ROUTED = b"ffn_moe_weights-"
 _SRC0, _SRC1, _SRC2 = (SRC_OFFSET + i * POINTER_NBYTES for i in range(3))
 _WHAT_TO_DO = (
@@ -88,6 +90,8 @@ class Hook:
         self._routed = 0
         self.compute_buffer: range | None = None
         """The addresses that the last decode computed in, where it came to a layer with experts."""
+        self.watch: RoutingWatch | None = None
+        """Told of every routing, before its experts are asked of the cache."""
         self.error: BaseException | None = None
         self.interrupted = False
         """Set by another thread or a signal handler: the next layer ends the decode."""
@@ -204,6 +208,8 @@ class Hook:
         self._unrouted.discard(layer)
         self._routed = node
         self._ids = ids = Ids(ids_tensor, self._layers[layer].n_experts)
+        if self.watch:
+            self.watch(node, layer, ids.experts)
         if not self._cache.fits(layer, ids.experts):
             self._sweep = self._cache.sweep(layer, ids.experts)
             self.split_layers += 1
