@@ -87,7 +87,7 @@ def measure(part: str, model: Path, rounds: int) -> Answer:
     if part == "trace":
         return parts.measure_decode(shares_case(trace_model(), 40, trace=TRACE), rounds)
     if part == "prefill":
-        return parts.measure_prefill(model, SMALL_MIB, min(rounds, 2), with_peer=True)
+        return parts.measure_prefill(model, SMALL_MIB, min(rounds, 2))
     if part == "start":
         return parts.measure_start(model, SMALL_MIB, rounds)
     if part == "busy":
@@ -106,7 +106,7 @@ def criteria(found: Answer) -> list[Criterion]:
     if "prefill" in found:
         prefill = found["prefill"]
         lines.append(Criterion("prefill: fraction", prefill["fraction"]["median"], 0.75))
-        ratio = prefill["peer"]["ratio"]
+        ratio = prefill["ratio"]["median"]
         lines.append(Criterion("prefill: times llama.cpp's mmap", ratio, parts.WANTED_PEER_RATIO))
     if "start" in found:
         share = found["start"]["share_of_bound"]["1"]["median"]

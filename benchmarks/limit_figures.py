@@ -73,16 +73,23 @@ def prefill_figures(streamed: Answer, residents: Sequence[Answer], bandwidth: fl
     }
 
 
-def peer_ratio(peer: Answer, seconds: float) -> Answer:
-    """Return by how many times the peer was slower; `at_least` where a deadline ended it."""
-    if "seconds" in peer:
-        return {"ratio": peer["seconds"] / seconds, "at_least": False}
-    chunks = peer["chunks"]
-    if not chunks:  # not even loaded
-        return {"ratio": None, "at_least": True}
+def peer_ratio(peer: Answer, prefill: Answer) -> Answer:
+    """Return by how many times the peer was slower; `at_least` where a deadline ended it.
+
+    `prefill` is what `prefill_figures` returned. `possible_ratio` is that of an engine that takes
+    no longer than the limit.
+    """
+    at_least = "seconds" not in peer
+    if at_least:
+        loaded = (
+            peer["chunks"][0]["process_seconds"] if peer["chunks"] else peer["deadline_seconds"]
+        )
+    seconds = peer["deadline_seconds"] - loaded if at_least else peer["seconds"]
+    possible = max(prefill["read_seconds"], prefill["compute_seconds"])
     return {
-        "ratio": (peer["deadline_seconds"] - chunks[0]["process_seconds"]) / seconds,
-        "at_least": True,
+        "ratio": seconds / prefill["seconds"],
+        "at_least": at_least,
+        "possible_ratio": seconds / possible,
     }
 
 

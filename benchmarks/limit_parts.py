@@ -92,11 +92,11 @@ def best_bandwidth(answers: Answer, sides: dict[str, Streamed]) -> float:
     return max([answers["device"]["bytes_per_second"], *found])
 
 
-def measure_prefill(model: Path, limit_mib: int, rounds: int, *, with_peer: bool) -> Answer:
+def measure_prefill(model: Path, limit_mib: int, rounds: int) -> Answer:
     """Read a long prompt: streamed, all in memory (own chunk, and the same), and the peer."""
     base = Settings(context_tokens=PREFILL_CONTEXT)
     streamed = Settings(context_tokens=PREFILL_CONTEXT, memory_bytes=limit_mib << 20)
-    raw, figures = [], []
+    raw, figures, ratios = [], [], []
     for number in range(1, rounds + 1):
         ours = run_worker("prefill", _prefill_job(model, streamed), limit_mib=limit_mib)
         chunk = ours["plan"]["prefill_chunk_tokens"]
@@ -108,19 +108,18 @@ def measure_prefill(model: Path, limit_mib: int, rounds: int, *, with_peer: bool
         residents = [answer for name, answer in one.items() if name != "streamed"]
         bandwidth = max(device["bytes_per_second"], ours["device_bytes_per_second"])
         figures.append(prefill_figures(ours, residents, bandwidth))
-        say(f"round {number}, prefill: {figures[-1]}")
-        raw.append({**one, "device": device})
-    answer: Answer = {
+        peer = _measure_peer(model, limit_mib, chunk, ours["seconds"])
+        ratios.append(peer_ratio(peer, figures[-1]))
+        say(f"round {number}, prefill: {figures[-1]}, peer: {ratios[-1]}")
+        raw.append({**one, "device": device, "peer": peer})
+    return {
         "tokens": PREFILL_TOKENS,
         "fraction": spread([f["fraction"] for f in figures]),
+        "ratio": spread([r["ratio"] for r in ratios]),
         "figures": figures,
+        "ratios": ratios,
         "raw": raw,
     }
-    if with_peer:
-        seconds = statistics.median(f["seconds"] for f in figures)
-        answer["peer"] = _measure_peer(model, limit_mib, chunk, seconds)
-        say(f"peer: {answer['peer']}")
-    return answer
 
 
 def _measure_peer(model: Path, limit_mib: int, chunk: int, seconds: float) -> Answer:
@@ -137,7 +136,7 @@ def _measure_peer(model: Path, limit_mib: int, chunk: int, seconds: float) -> An
     peer = run_worker(
         "peer-prefill", request.to_json(), limit_mib=limit_mib, deadline_seconds=deadline
     )
-    return {**peer, "chunk_tokens": chunk, **peer_ratio(peer, seconds)}
+    return {"chunk_tokens": chunk, **peer}
 
 
 def measure_start(model: Path, limit_mib: int, rounds: int) -> Answer:

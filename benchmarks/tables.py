@@ -126,8 +126,12 @@ def limit_table(record: Record) -> list[str]:
     lines = ["| criterion | measured | wanted | holds |", "|---|---|---|---|"]
     for name, line in record["verdict"].items():
         value = "not measured" if line["value"] is None else f"{line['value']:.2f}"
-        if name.startswith("prefill: times") and record["prefill"]["peer"]["at_least"]:
-            value = f"at least {value}"
+        if name.startswith("prefill: times"):
+            ratios = record["prefill"]["ratios"]
+            possible = statistics.median(one["possible_ratio"] for one in ratios)
+            value += f" (at the limit: {possible:.2f})"
+            if any(one["at_least"] for one in ratios):
+                value = f"at least {value}"
         lines.append(f"| {name} | {value} | {line['wanted']} | {said(line['holds'])} |")
     return [*lines, "", *limit_cases(record)]
 

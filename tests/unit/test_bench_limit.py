@@ -79,10 +79,12 @@ def test_a_peer_that_met_its_deadline_is_at_least_so_slow(
     module: Callable[[str], ModuleType],
 ) -> None:
     ratio = module("limit_figures").peer_ratio
-    assert ratio({"seconds": 90.0}, 10.0) == {"ratio": 9.0, "at_least": False}
+    ours = {"seconds": 10.0, "read_seconds": 2.0, "compute_seconds": 8.0}
+    found = ratio({"seconds": 90.0, "chunks": []}, ours)
+    assert found == {"ratio": 9.0, "at_least": False, "possible_ratio": 11.25}
     late = {"deadline_seconds": 130.0, "chunks": [{"process_seconds": 20.0}, {}]}
-    assert ratio(late, 10.0) == {"ratio": 11.0, "at_least": True}
-    assert ratio({"deadline_seconds": 130.0, "chunks": []}, 10.0)["ratio"] is None
+    assert ratio(late, ours) == {"ratio": 11.0, "at_least": True, "possible_ratio": 13.75}
+    assert ratio({"deadline_seconds": 130.0, "chunks": []}, ours)["ratio"] == 0.0
 
 
 def test_a_breakdown_adds_up(module: Callable[[str], ModuleType]) -> None:
