@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from localmoe.backends.base import Stats
+from localmoe.backends.llama.dry_run import DryRunChild
 from localmoe.backends.llama.engine import LlamaEngine
 from localmoe.backends.llama.load import load
 from localmoe.bench.device import DeviceSpeed, measure_device
@@ -24,12 +25,15 @@ _RESIDENT_SAMPLES = 16
 Report = dict[str, object]
 
 
-def measure_decode(request: DecodeRequest, progress: Progress | None = None) -> Report:
+def measure_decode(
+    request: DecodeRequest, progress: Progress | None = None, child: DryRunChild | None = None
+) -> Report:
     """Load the model, force it along the stream, measure what the machine allows.
 
-    Returns what `--json` prints, but for the peak of memory. Raises LocalMoeError.
+    `child` was started before. Returns what `--json` prints, but for the peak of memory. Raises
+    LocalMoeError.
     """
-    with load(request.model, request.settings, progress) as engine:
+    with load(request.model, request.settings, progress, child) as engine:
         return measure_engine(engine, request, progress)
 
 

@@ -12,9 +12,7 @@ from typing import Any
 
 import typer
 
-from localmoe.bench.process import run_child
 from localmoe.bench.request import DecodeRequest, PeerName, PeerRequest
-from localmoe.bench.rounds import PEER_TOKENS_STREAMING, alternate, peer_for
 from localmoe.cli.bench_options import (
     AsJson,
     DeviceSeconds,
@@ -82,6 +80,9 @@ def decode(  # noqa: PLR0913 (the command line's options are this function's par
     experts_used: ExpertsUsed = None,
 ) -> None:
     """Build the request, measure, show."""
+    # Each side of a comparison is a process of its own: what only they need is imported there.
+    from localmoe.bench.rounds import PEER_TOKENS_STREAMING, peer_for
+
     hash_after = () if peer is None else (peer_tokens or min(PEER_TOKENS_STREAMING, tokens),)
     request = DecodeRequest(
         model=str(model or _demo_model()),
@@ -125,6 +126,9 @@ def _measure(
     if rounds == 1 and make_peer is None:
         return _measure_here(request)
 
+    from localmoe.bench.process import run_child
+    from localmoe.bench.rounds import alternate
+
     def run(one: DecodeRequest | PeerRequest) -> dict[str, Any] | None:
         return run_child(_CHILD, one, os.environ)
 
@@ -136,9 +140,11 @@ def _measure(
 
 
 def _measure_here(request: DecodeRequest) -> dict[str, Any]:
-    from localmoe.bench.decode import measure_decode
-    from localmoe.cli.stats_file import peak_rss_bytes
+    from localmoe.backends.llama.dry_run import DryRunChild
 
-    with share_bar() as progress:
-        report = measure_decode(request, progress)
+    with DryRunChild() as child, share_bar() as progress:
+        from localmoe.bench.decode import measure_decode
+        from localmoe.cli.stats_file import peak_rss_bytes
+
+        report = measure_decode(request, progress, child)
     return {**report, "peak_rss_bytes": peak_rss_bytes()}

@@ -6,8 +6,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
-
 from localmoe.cli.terminal import console_for
 from localmoe.settings import Progress as ProgressFunction
 
@@ -18,6 +16,8 @@ def share_bar() -> Iterator[ProgressFunction | None]:
     if not sys.stderr.isatty():
         yield None
         return
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
     console = console_for(sys.stderr)
     with Progress(*columns, console=console, transient=True, refresh_per_second=2) as bar:

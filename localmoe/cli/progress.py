@@ -6,8 +6,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-
 from localmoe.cli.terminal import console_for
 from localmoe.settings import Progress as ProgressFunction
 
@@ -18,6 +16,8 @@ def progress_bar() -> Iterator[ProgressFunction | None]:
     if not sys.stderr.isatty():
         yield None
         return
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=True))
     with Progress(
         *columns, TimeRemainingColumn(), console=console_for(sys.stderr), transient=True

@@ -85,7 +85,10 @@ def run(  # noqa: PLR0913 (the command line's options are this function's parame
         raw=raw,
         stats_path=stats,
     )
-    # Engine, template and terminal libraries take their time to import.
-    from localmoe.cli.runner import execute
+    from localmoe.backends.llama.dry_run import DryRunChild
 
-    execute(request, options)
+    with DryRunChild() as child:
+        # Engine, template and terminal libraries take their time to import; the child does it, too.
+        from localmoe.cli.runner import execute
+
+        execute(request, options, child)

@@ -8,16 +8,16 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from localmoe import Settings, load
+from localmoe import Settings
 from localmoe.backends.base import Engine
+from localmoe.backends.llama.dry_run import DryRunChild
+from localmoe.backends.llama.load import load
 from localmoe.chat.sampling import Sampler, SamplingOptions
 from localmoe.chat.session import ChatSession
 from localmoe.chat.templates import PlainText, Renderer, renderer_for
 from localmoe.cli.answering import show_answer, summary
-from localmoe.cli.chat_ui import Chat
 from localmoe.cli.options import cache_dir
 from localmoe.cli.progress import progress_bar
-from localmoe.cli.render import view_for
 from localmoe.cli.request import Request
 from localmoe.cli.run_options import RunOptions
 from localmoe.cli.stats_file import check_writable, stats_of, write_stats
@@ -29,16 +29,21 @@ _DEFAULT_ANSWER_TOKENS = 400
 _DEMO_NOTE = "A small demonstration model. A large one: localmoe run FILE.gguf --memory 8GiB"
 
 
-def execute(request: Request, options: RunOptions) -> None:
-    """Do what was asked. Raises LocalMoeError; KeyboardInterrupt when one answer was broken off."""
+def execute(request: Request, options: RunOptions, child: DryRunChild) -> None:
+    """Do what was asked. Raises LocalMoeError; KeyboardInterrupt when one answer was broken off.
+
+    `child` has been started before all of this was imported.
+    """
     _check(options)
     bounded = request.asks_default or request.model is None
     if bounded and options.max_tokens is None:
         options = replace(options, max_tokens=_DEFAULT_ANSWER_TOKENS)
-    with _engine(request.model, options) as engine:
+    with _engine(request.model, options, child) as engine:
         session = _session(engine, options)
         try:
             if request.prompt is None:
+                from localmoe.cli.chat_ui import Chat  # takes its time, and is needed now
+
                 Chat(session, engine).run()
             else:
                 if request.asks_default:
@@ -61,7 +66,7 @@ def _check(options: RunOptions) -> None:
 
 
 @contextmanager
-def _engine(model: Path | None, options: RunOptions) -> Iterator[Engine]:
+def _engine(model: Path | None, options: RunOptions, child: DryRunChild) -> Iterator[Engine]:
     settings = Settings(
         memory_bytes=options.memory_bytes,
         context_tokens=options.context_tokens,
@@ -78,7 +83,7 @@ def _engine(model: Path | None, options: RunOptions) -> Iterator[Engine]:
             is_demo = True
         else:
             is_demo = False
-        engine = load(model, settings, progress)
+        engine = load(model, settings, progress, child)
     with engine:
         if is_demo:
             dim_line(_DEMO_NOTE)
@@ -102,6 +107,8 @@ def _session(engine: Engine, options: RunOptions) -> ChatSession:
 
 
 def _answer_once(session: ChatSession, engine: Engine, prompt: str) -> None:
+    from localmoe.cli.render import view_for
+
     answer, interrupts = show_answer(session, prompt, view_for(sys.stdout))
     if sys.stderr.isatty():
         dim_line(summary(engine, answer) or "(the model said nothing)")

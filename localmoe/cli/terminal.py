@@ -8,26 +8,32 @@ import sys
 import termios
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
-from rich.console import Console
-from rich.text import Text
+if TYPE_CHECKING:
+    from rich.console import Console
 
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def console_for(stream: TextIO) -> Console:
     """Return a console that colours only on a terminal, and not where NO_COLOR is set."""
+    from rich.console import Console  # takes its time, and often nothing is said
+
     return Console(file=stream, highlight=False, soft_wrap=not stream.isatty())
 
 
 def dim_line(text: str) -> None:
     """Say something by the way, on standard error."""
+    from rich.text import Text
+
     console_for(sys.stderr).print(Text(text, style="dim"))
 
 
 def error_line(text: str) -> None:
     """Say what went wrong, on one line of standard error."""
+    from rich.text import Text
+
     console_for(sys.stderr).print(Text(f"localmoe: {' '.join(text.split())}", style="red"))
 
 
