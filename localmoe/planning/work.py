@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from localmoe.planning.request import ChunkFootprint, Request
 
-_WIDTH_KEYS = ("embedding_length", "feed_forward_length", "expert_feed_forward_length")
 _ROW_MAPPING_NBYTES = 8  # per slot, expert of a token and token: llama.cpp groups rows by expert
 _PAGE_NBYTES = 4096
 _TILE_NBYTES = 512 << 10  # per thread, in each of llama.cpp's work buffers: TILED_WS_SLOT
@@ -18,22 +17,26 @@ def work_bytes(request: Request, footprint: ChunkFootprint, counts: Sequence[int
     llama.cpp keeps one such buffer, as large as the largest product of the graph needs.
     """
     layers, tokens = request.catalog.layers, footprint.chunk_tokens
-    width = max(_dimension(request, key) for key in _WIDTH_KEYS)
+    embedding = _dimension(request, "embedding_length")
+    dense = max(embedding, _dimension(request, "feed_forward_length"))
     if not layers:
-        return _product_bytes(request, 0, tokens, 1, width)
+        return _product_bytes(request, 0, tokens, 1, tokens * dense)
     n_matrices = max(counts or (layer.n_experts for layer in layers))
     used = max(layer.n_experts_used for layer in layers)
-    whole = _product_bytes(request, n_matrices, tokens, used, width)
+    # Llama 4 gives each of a token's experts a row of its own. Others are as wide elsewhere: in
+    # attention, or where several streams are mixed.
+    widest = used * tokens * max(embedding, _expert_width(request))
+    whole = _product_bytes(request, n_matrices, tokens, used, max(widest, tokens * dense))
     return whole + _passes_bytes(request, footprint, counts)
 
 
-def _product_bytes(request: Request, n_matrices: int, tokens: int, used: int, width: int) -> int:
+def _product_bytes(request: Request, n_matrices: int, tokens: int, used: int, inputs: int) -> int:
+    """Bound one product of so many numbers with matrices, of which each token uses some."""
     mapping = used * tokens * _ROW_MAPPING_NBYTES
     if request.sparse:
         # There is room for all rows behind each matrix; a token uses an expert once at most.
         mapping = min(mapping, tokens * _ROW_MAPPING_NBYTES + 2 * _PAGE_NBYTES)
-    rows = used * tokens
-    return n_matrices * (mapping + 128) + rows * width * 2 + request.threads * _TILE_NBYTES
+    return n_matrices * (mapping + 128) + inputs * 2 + request.threads * _TILE_NBYTES
 
 
 def _passes_bytes(request: Request, footprint: ChunkFootprint, counts: Sequence[int]) -> int:
@@ -54,12 +57,16 @@ def _passes_bytes(request: Request, footprint: ChunkFootprint, counts: Sequence[
     if not tight:
         return 0
     embedding = _dimension(request, "embedding_length")
-    expert = _dimension(request, "expert_feed_forward_length")
-    expert = expert or _dimension(request, "feed_forward_length")
+    expert = _expert_width(request)
     widest = max(embedding, expert)
     results = max(embedding, 2 * expert)  # gate and up may be one product
     moved = tokens * (widest + results) * 4
-    return _product_bytes(request, max(tight), tokens, 1, widest) + moved
+    return _product_bytes(request, max(tight), tokens, 1, tokens * widest) + moved
+
+
+def _expert_width(request: Request) -> int:
+    width = _dimension(request, "expert_feed_forward_length")
+    return width or _dimension(request, "feed_forward_length")
 
 
 def _dimension(request: Request, key: str) -> int:
