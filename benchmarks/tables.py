@@ -188,6 +188,31 @@ def where_table(record: Record) -> list[str]:
     ]
 
 
+def layouts_table(record: Record) -> list[str]:
+    lines = [
+        "| layout | ms per token | prefill, tok/s | ms per active expert of all layers | share of "
+        "experts in a token |",
+        "|---|---|---|---|---|",
+    ]
+    for name, decode in record["decode_token_seconds"].items():
+        active = record["by_active_experts"][name]
+        lines.append(
+            f"| {name} | {1e3 * decode['median']:.1f} | "
+            f"{record['prefill_tokens_per_second'][name]['median']:.0f} | "
+            f"{1e3 * active['seconds_per_active_expert']:.2f} | {active['share_of_experts']:.0%} |"
+        )
+    one = record["repack_one_expert"]
+    return [
+        *lines,
+        "",
+        f"{record['layers']} layers, all in memory. Logits equal to the last bit: "
+        f"{said(record['logits_equal'])}; the largest difference is "
+        f"{record['largest_difference'] / record['deviation_of_logits']:.2f} of the logits' "
+        f"deviation. One expert takes {1e3 * one['seconds']:.2f} ms to repack on one core, "
+        f"{one['bytes_per_second'] / 1e9:.1f} GB/s.",
+    ]
+
+
 def said(value: bool | None) -> str:
     return {True: "yes", False: "NO", None: "not measured"}[value]
 
@@ -218,6 +243,7 @@ LIMITS_TABLES: dict[str, tuple[str, Callable[[Record], list[str]]]] = {
     "limit": ("limit", limit_table),
     "limit-where": ("limit", where_table),
     "limit-before": ("limit-before", limit_cases),
+    "layouts": ("layouts", layouts_table),
 }
 """By the name of the place in docs/limits.md: whose record, and what of it."""
 
