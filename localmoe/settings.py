@@ -37,6 +37,8 @@ class Settings:
     context_tokens: int = 4096
     threads: int | None = None
     read_workers: int = 4
+    mirrors: tuple[str, ...] = ()
+    """Copies of the model on other drives: a file, or the folder that holds all of its files."""
     prefill_chunk_tokens: int | None = None
     slots: int | None = None
     kv_type: KvType = "f16"

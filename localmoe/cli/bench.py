@@ -31,6 +31,7 @@ from localmoe.cli.options import (
     KvTypeName,
     KvTypes,
     Memory,
+    Mirrors,
     Policies,
     PolicyKind,
     Threads,
@@ -78,6 +79,7 @@ def decode(  # noqa: PLR0913 (the command line's options are this function's par
     slots: Slots = None,
     policy: Policies = PolicyKind.NEXT_USE,
     experts_used: ExpertsUsed = None,
+    mirror: Mirrors = None,
 ) -> None:
     """Build the request, measure, show."""
     # Each side of a comparison is a process of its own: what only they need is imported there.
@@ -94,6 +96,7 @@ def decode(  # noqa: PLR0913 (the command line's options are this function's par
             threads=threads,
             slots=slots,
             experts_used=experts_used,
+            mirrors=tuple(mirror or ()),
         ),
         tokens=tokens,
         prompt_tokens=prompt_tokens,

@@ -123,6 +123,15 @@ Policies = Annotated[
         "learned in this run, or the one that was used longest ago. The answer is the same.",
     ),
 ]
+Mirrors = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--mirror",
+        metavar="PATH",
+        help="A copy of MODEL on another drive (a file, or a folder with all shards): experts are "
+        "read from both at once. May be given several times.",
+    ),
+]
 ExpertsUsed = Annotated[
     int | None,
     typer.Option(

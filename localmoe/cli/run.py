@@ -8,6 +8,7 @@ from localmoe.cli.options import (
     KvTypeName,
     KvTypes,
     Memory,
+    Mirrors,
     Policies,
     PolicyKind,
     Threads,
@@ -63,6 +64,7 @@ def run(  # noqa: PLR0913 (the command line's options are this function's parame
     raw: Raw = False,
     policy: Policies = PolicyKind.NEXT_USE,
     experts_used: ExpertsUsed = None,
+    mirror: Mirrors = None,
 ) -> None:
     """Read the request, then load and answer."""
     request = read_request(model, prompt)
@@ -73,6 +75,7 @@ def run(  # noqa: PLR0913 (the command line's options are this function's parame
         policy=policy.value,
         threads=threads,
         experts_used=experts_used,
+        mirrors=tuple(mirror or ()),
         max_tokens=max_tokens,
         sampling={
             "temperature": temperature,

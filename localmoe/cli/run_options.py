@@ -86,6 +86,7 @@ class RunOptions:
     policy: PolicyName = "next-use"
     threads: int | None = None
     experts_used: int | None = None
+    mirrors: tuple[str, ...] = ()
     max_tokens: int | None = None
     sampling: dict[str, float | None] = field(default_factory=dict)
     """temperature, top_k, top_p, min_p, seed."""

@@ -74,6 +74,7 @@ def _engine(model: Path | None, options: RunOptions, child: DryRunChild) -> Iter
         policy=options.policy,
         threads=options.threads,
         experts_used=options.experts_used,
+        mirrors=options.mirrors,
     )
     with progress_bar() as progress:
         if model is None:

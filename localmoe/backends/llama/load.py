@@ -55,7 +55,7 @@ def load(
     """
     began = time.perf_counter()
     L.llama_backend_init()
-    source = open_source(path, settings.experts_used)
+    source = open_source(path, settings.experts_used, settings.mirrors)
     try:
         engine = _load(source, settings, progress, child)
     except BaseException:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 from localmoe.cache.direct_file import DirectFile
+from localmoe.cache.mirrors import MirroredFile, check_copy, mirror_paths
 from localmoe.cache.slots import SlotClass, slot_classes
 from localmoe.errors import SettingsError
 from localmoe.weights.catalog import Catalog
@@ -53,8 +54,13 @@ class ModelSource:
             file.close()
 
 
-def open_source(path: str | Path, experts_used: int | None) -> ModelSource:
-    """Read and check the headers, then open the files. Raises ModelError, SettingsError."""
+def open_source(
+    path: str | Path, experts_used: int | None, mirrors: Sequence[str] = ()
+) -> ModelSource:
+    """Read and check the headers, then open the files. Raises ModelError, SettingsError.
+
+    `mirrors` are copies on other drives, as `cache.mirrors.mirror_paths` takes them.
+    """
     headers = read_shards(path)
     catalog = build_catalog(headers)
     check_hparams(headers)
@@ -65,11 +71,27 @@ def open_source(path: str | Path, experts_used: int | None) -> ModelSource:
     try:
         for name in catalog.paths:
             files[name] = DirectFile(name)
+        if mirrors:
+            _mirror(files, headers, mirrors)
     except BaseException:
         for file in files.values():
             file.close()
         raise
     return ModelSource(headers, catalog, files, experts_used)
+
+
+def _mirror(
+    files: dict[str, DirectFile], headers: Sequence[GgufHeader], mirrors: Sequence[str]
+) -> None:
+    """Let every file be read from its copies, too. Raises SettingsError where one is no copy."""
+    header_nbytes = {header.path: header.data_offset for header in headers}
+    names = list(files)
+    places = [mirror_paths(mirror, names) for mirror in mirrors]
+    for name, *copies in zip(names, *places, strict=True):
+        for copy in copies:
+            check_copy(name, copy, header_nbytes[name])
+    for name, *copies in zip(names, *places, strict=True):
+        files[name] = MirroredFile([files[name], *map(DirectFile, copies)])
 
 
 def _with_experts_used(catalog: Catalog, experts_used: int) -> Catalog:
