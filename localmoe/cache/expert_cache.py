@@ -8,11 +8,12 @@ from functools import partial
 from localmoe.cache.direct_file import DirectFile
 from localmoe.cache.lease import Lease
 from localmoe.cache.placement import Placement
-from localmoe.cache.policies import Lru, MakePolicy
+from localmoe.cache.policies import Lru, MakePolicy, UseRates, Uses
 from localmoe.cache.reader import Load, Reader
 from localmoe.cache.slots import SlotPool
 from localmoe.cache.stats import CacheStats
 from localmoe.cache.sweep import Sweep
+from localmoe.cache.warm_start import WarmStart, hottest
 from localmoe.errors import BudgetError
 from localmoe.weights.catalog import ExpertKey, MoeLayer
 
@@ -44,6 +45,7 @@ class ExpertCache:
         block = max(file.block for file in files.values())
         self._placement = Placement(self._layers.values(), pool, block)
         self._reader = Reader(files, pool.memory, workers)
+        self._warm = WarmStart(files, pool.memory, self._placement.jobs)
         self._slot_of: dict[ExpertKey, int] = {}
         self._free = [list(range(count))[::-1] for count in pool.limits]
         self._lent = [0] * len(pool.classes)
@@ -78,6 +80,28 @@ class ExpertCache:
         return CacheStats(
             self._hits, self._misses, self._read_bytes, self._prefetched, self._cancelled
         )
+
+    def uses(self) -> dict[int, Uses]:
+        """Return how often each layer's experts were used, where the policy counts that."""
+        return {layer: uses for policy in self._policies for layer, uses in policy.uses().items()}
+
+    def warm_up(self, rates: UseRates) -> int:
+        """Begin as earlier runs ended: read the experts that they used most into free slots.
+
+        In the background, while nothing demanded is on its way; failures are forgotten. To be
+        called once, before anything else. Returns of how many experts.
+        """
+        begun: list[Load] = []
+        for index, slot_class in enumerate(self._pool.classes):
+            self._policies[index].seed(rates)
+            keys = hottest(slot_class.layers, rates, len(self._free[index]))
+            loads = [self._begin(key, index) for key in reversed(keys)]  # the hottest, most recent
+            begun += reversed(loads)
+        for load in begun:
+            self._last_use[load.key] = self._clock
+        self._prefetched += len(begun)
+        self._warm.begin(begun)
+        return len(begun)
 
     def resize(self, limits: Sequence[int]) -> None:
         """Use so many slots of each size class from now on: memory is lent, or comes back.
@@ -118,7 +142,8 @@ class ExpertCache:
         missing = [key for key in keys if not self._usable(key)]
         if missing:
             self._check_room(keys, len(missing), class_index)
-        self._policies[class_index].demand(layer, demand)
+        if demand:
+            self._policies[class_index].demand(layer, demand)
         lease = Lease(layer, self._release)
         for key in keys:
             self._pins[key] = self._pins.get(key, 0) + 1
@@ -215,16 +240,23 @@ class ExpertCache:
         loads = [self._begin(key, class_index) for key in missing]
         for load in loads:
             lease.slots[load.key.expert] = load.slot
+        self._warm.close()
             self._read_bytes += load.nbytes
         lease.pending.extend(loads)
         self._reader.submit(self._placement.jobs(loads))
 
     def _usable(self, key: ExpertKey) -> bool:
-        """Return whether a key is in a slot or coming; a failed prefetch is forgotten here."""
+        self._warm.keys.discard(key)
+        """Return whether a key is in a slot or coming; a guess that failed is forgotten here."""
         if key not in self._slot_of:
             return False
         load = self._loading.get(key)
-        if load is not None and load.error and key in self._speculative:
+        if load is None:
+            return True
+        if key in self._warm.keys and self._warm.claim(load):  # a demand read begins at once
+            self._forget(key)
+            return False
+        if load.error and (key in self._speculative or key in self._warm.keys):
             load.drain()
             self._forget(key)
             return False
@@ -232,6 +264,7 @@ class ExpertCache:
 
     def _check_room(self, keys: list[ExpertKey], n_missing: int, class_index: int) -> None:
         """Raise BudgetError unless the missing keys fit beside all that is held."""
+        self._warm.demand = loads
         held = {key for key in (*self._pins, *keys) if key in self._slot_of}
         n_held = sum(self._in(key, class_index) for key in held)
         count = self._pool.limits[class_index] - self._lent[class_index]
@@ -276,7 +309,7 @@ class ExpertCache:
     def _evict(self, key: ExpertKey) -> None:
         """Free a slot; a read into it must have ended."""
         load = self._loading.get(key)
-        if load is not None and not self._cancel(load):
+        if load is not None and not self._warm.claim(load) and not self._cancel(load):
             self._reader.promote(load)
             load.drain()
         self._forget(key)
@@ -309,6 +342,7 @@ class ExpertCache:
         self._reader.submit(self._placement.job(load, part) for load in loads)
         self._read_bytes += nbytes * len(loads)
         return loads
+        self._warm.keys.discard(key)
 
     def _unpin(self, key: ExpertKey) -> None:
         count = self._pins.pop(key) - 1
@@ -321,6 +355,7 @@ class ExpertCache:
         for expert in lease.slots:
             self._unpin(self._keys[lease.layer][expert])
         for load in lease.pending:
+        self._warm.demand = loads
             if self._loading.get(load.key) is not load:
                 continue  # another lease on the same expert was closed first
             if not load.error:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from localmoe.cache.policies import UseRates
+from localmoe.cache.policies import UseRates, Uses
 from localmoe.weights.catalog import ExpertKey, MoeLayer
 
 _DECAY = 0.5 ** (1 / 64)
@@ -87,6 +87,7 @@ class NextUse:
         self._keys = [[ExpertKey(m.layer, e) for e in range(m.n_experts)] for m in layers]
         self._tokens = np.zeros(n_layers, np.int64)  # that each layer has seen
         self._last = np.full((n_layers, width), _NEVER, np.int64)
+        self._counts = np.zeros((n_layers, width))
         self._uses = np.zeros((n_layers, width), np.float32)  # decayed
         self._weight = np.zeros(n_layers)  # of all tokens, decayed alike
         self._cells = np.zeros((n_layers, width), np.int64)
@@ -112,6 +113,7 @@ class NextUse:
         table = np.array(ids, np.int64).reshape(tokens, -1) if tokens and not rest else None
         if table is None:  # not one token's experts, or several tokens' with some left out
             table = np.array(sorted(set(ids)), np.int64)[None]
+        self._counts[row] += np.bincount(table.ravel(), minlength=self._counts.shape[1])
         if len(table) > _LEARNED_TOKENS:
             self._skim(row, table[:-_LEARNED_TOKENS])
             table = table[-_LEARNED_TOKENS:]
@@ -166,6 +168,13 @@ class NextUse:
                 self._foresee(row)
                 self._waits[row] = self._chances.waits[self._cells[row]]
                 self._stale.add(row)
+
+    def uses(self) -> Mapping[int, Uses]:
+        """Return what each layer's experts were used."""
+        return {
+            layer: Uses(float(self._tokens[row]), self._counts[row, : len(self._keys[row])].copy())
+            for layer, row in self._rows.items()
+        }
 
     def _pass_over(
         self, row: int, pinned: Container[ExpertKey], expected: Floats, places: Ints

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Container, Mapping, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from localmoe.weights.catalog import ExpertKey, MoeLayer
+
+
+class Uses(NamedTuple):
+    """How often the experts of one layer were used, float64 [E], by so many tokens."""
+
+    tokens: float
+    counts: npt.NDArray[np.float64]
+
 
 UseRates = Mapping[int, npt.NDArray[np.float64]]
 """By layer: for each of its experts, the share of tokens that used it, float64 [E]."""
@@ -36,6 +44,10 @@ class Policy(Protocol):
 
     def seed(self, rates: UseRates) -> None:
         """Begin with what is known from earlier runs; before anything is demanded."""
+        ...
+
+    def uses(self) -> Mapping[int, Uses]:
+        """Return what each layer's experts were used; nothing where that is not counted."""
         ...
 
 
@@ -78,3 +90,7 @@ class Lru:
 
     def seed(self, rates: UseRates) -> None:
         """Do nothing: frequency is no matter here."""
+
+    def uses(self) -> Mapping[int, Uses]:
+        """Return nothing: uses are not counted."""
+        return {}

@@ -19,10 +19,14 @@ SHORT = ("--max-tokens", "12", "--seed", "1", "--context", "512")
 
 
 @pytest.fixture
-def environment(demo_model_path: Path) -> dict[str, str]:
+def environment(demo_model_path: Path, tmp_path: Path) -> dict[str, str]:
     """Return an environment in which the demonstration model is built already."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("LOCALMOE_")}
-    return {**kept, "LOCALMOE_CACHE": str(demo_model_path.parent), "COLUMNS": "100"}
+    ours = {
+        "LOCALMOE_CACHE": str(demo_model_path.parent),
+        "LOCALMOE_STATE": str(tmp_path / "state"),
+    }
+    return {**kept, **ours, "COLUMNS": "100"}
 
 
 @pytest.fixture
@@ -206,3 +210,23 @@ def test_help_imports_nothing_heavy() -> None:
     code = f"import sys, localmoe.cli.app; print(*({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+def test_what_a_streamed_model_used_is_remembered_unless_told_otherwise(
+    run: Run, tmp_path: Path
+) -> None:
+    streamed = ("--experts-used", "6", "--memory", "330MiB", *SHORT, "Hello")
+    profiles = tmp_path / "state" / "profiles"
+    assert run("run", "--no-profile", *streamed).returncode == 0
+    assert not profiles.exists()
+    first = run("run", *streamed)
+    (profile,) = profiles.iterdir()
+    before = profile.read_bytes()
+    assert json.loads(before)["format"] == 1
+    again = run("run", *streamed)
+    assert (again.stdout, again.stderr) == (first.stdout, first.stderr)
+    assert profile.read_bytes() != before
+    profile.write_bytes(b"damaged")
+    damaged = run("run", *streamed)
+    assert damaged.stdout == first.stdout
+    assert f"the profile {profile} is no usable one" in damaged.stderr

@@ -262,3 +262,16 @@ def test_next_use_is_hardly_worse_than_lru_where_slots_are_few(n_slots: int) -> 
 def test_next_use_finds_more_than_lru_where_there_is_skew(n_slots: int) -> None:
     steps = trace(600)
     assert hits(NextUse(LAYERS), steps, n_slots) > hits(Lru(LAYERS), steps, n_slots)
+
+
+def test_next_use_counts_what_a_profile_keeps() -> None:
+    policy = NextUse(LAYERS)
+    policy.seed({1: np.ones(16)})
+    for token in range(3):
+        policy.demand(1, [0, 1 + token])
+    policy.demand(2, [expert for token in range(100) for expert in (0, 1 + token % 2)])
+    uses = policy.uses()
+    assert (uses[1].tokens, uses[2].tokens, uses[4].tokens) == (3, 100, 0)
+    assert uses[1].counts.tolist() == [3, 1, 1, 1] + [0] * 12
+    assert uses[2].counts.tolist() == [100, 50, 50] + [0] * 13
+    assert Lru(LAYERS).uses() == {}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from localmoe.cli.options import cache_dir, parse_size
+from localmoe.cli.options import cache_dir, parse_size, profile_dir
 from localmoe.cli.request import DEFAULT_PROMPT, Request, looks_like_model, read_request
 from localmoe.errors import SettingsError
 
@@ -69,6 +69,24 @@ def test_the_cache_folder_follows_the_environment(
     assert cache_dir() == Path("/xdg/localmoe")
     monkeypatch.setenv("LOCALMOE_CACHE", "/own")
     assert cache_dir() == Path("/own")
+
+
+def test_the_folder_of_profiles_follows_the_environment(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.delenv("LOCALMOE_STATE", raising=False)
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    assert profile_dir() == tmp_path / ".local" / "state" / "localmoe" / "profiles"
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert profile_dir() == (tmp_path / "Library" / "Application Support" / "localmoe" / "profiles")
+    monkeypatch.setenv("XDG_STATE_HOME", "relative")
+    assert profile_dir().is_relative_to(tmp_path)
+    monkeypatch.setenv("XDG_STATE_HOME", "/xdg")
+    assert profile_dir() == Path("/xdg/localmoe/profiles")
+    monkeypatch.setenv("LOCALMOE_STATE", "/own")
+    assert profile_dir() == Path("/own/profiles")
 
 
 def test_a_model_is_an_existing_path_or_a_gguf_name(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from localmoe.backends.llama.parameters import output_limit
 from localmoe.backends.llama.source import ModelSource
 from localmoe.backends.llama.tokenizer import LlamaTokenizer
 from localmoe.cache.expert_cache import ExpertCache
+from localmoe.cache.profile import Profile
 from localmoe.cache.slots import SlotPool
 from localmoe.cache.stats import CacheStats
 from localmoe.errors import ContextFullError, EngineError, InterruptedDecodeError
@@ -41,6 +42,8 @@ class Streaming:
 
     def __init__(self, pool: SlotPool, cache: ExpertCache, hook: Hook, lender: Lender) -> None:
         self.pool, self.cache, self.hook, self.lender = pool, cache, hook, lender
+        self.profile: Profile | None = None
+        """Where it is kept which experts were used, if it is."""
 
     def prepare(self, tokens: int) -> None:
         """Give memory to slots or to compute buffers, whichever steps of so many tokens need."""
@@ -49,6 +52,8 @@ class Streaming:
     def close(self) -> None:
         """End the reads, then free the slots."""
         self.hook.close()
+        if self.profile:
+            self.profile.add(self.cache.uses())
         self.cache.close()
         self.pool.close()
 

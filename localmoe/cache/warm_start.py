@@ -1,0 +1,111 @@
+"""Reads that nobody waits for: experts that were hot in earlier runs, while the device is idle."""
+
+from __future__ import annotations
+
+import errno
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from localmoe.cache.direct_file import DirectFile
+from localmoe.cache.memory import HostMemory
+from localmoe.cache.policies import UseRates
+from localmoe.cache.reader import Job, Load
+from localmoe.errors import ExpertReadError
+from localmoe.weights.catalog import ExpertKey, MoeLayer
+
+_THREADS = 2
+"""Two reads at once are as fast as the device; more would be in the way of the first demand."""
+_PAUSE_SECONDS = 0.0005
+
+
+def hottest(layers: Iterable[MoeLayer], rates: UseRates, count: int) -> list[ExpertKey]:
+    """Return the `count` experts of these layers that were used most, the first one most of all.
+
+    Experts that were never used are left out.
+    """
+    found = [
+        (-share, ExpertKey(layer.layer, expert))
+        for layer in layers
+        for expert, share in enumerate(rates.get(layer.layer, ())[: layer.n_experts])
+        if share > 0
+    ]
+    return [key for _, key in sorted(found)[:count]]
+
+
+class WarmStart:
+    """Reads loads in threads of its own, one after the other, and not while demand is on its way.
+
+    All but the threads' own work is called by one thread.
+    """
+
+    def __init__(
+        self,
+        files: Mapping[str, DirectFile],
+        memory: HostMemory,
+        jobs: Callable[[Iterable[Load]], Iterable[Job]],
+    ) -> None:
+        """`jobs` gives the reads of loads of one layer."""
+        self._files, self._memory, self._jobs_of = files, memory, jobs
+        self._queue: deque[Load] = deque()
+        self._threads: list[threading.Thread] = []
+        self._closed = False
+        self.keys: set[ExpertKey] = set()
+        """What was begun and neither demanded nor forgotten since."""
+        self.demand: Sequence[Load] = ()
+        """What was demanded last: nothing new begins before it has come."""
+
+    def begin(self, loads: Iterable[Load]) -> None:
+        """Read these in their order. To be called once."""
+        self._queue.extend(loads)
+        self.keys.update(load.key for load in self._queue)
+        for number in range(min(_THREADS, len(self._queue))):
+            name = f"localmoe-warm-{number}"
+            thread = threading.Thread(target=self._work, name=name, daemon=True)
+            thread.start()
+            self._threads.append(thread)
+
+    def claim(self, load: Load) -> bool:
+        """Take back a load that has not begun; return whether that is so. It never arrives then."""
+        if not load.n_remaining:
+            return False
+        try:
+            self._queue.remove(load)
+        except ValueError:  # begun, done, or none of these
+            return False
+        return True
+
+    def close(self) -> None:
+        """Finish the reads that have begun, fail the others, end the threads; may be repeated."""
+        self._closed = True
+        for thread in self._threads:
+            thread.join()
+        self._threads.clear()
+        while self._queue:
+            load = self._queue.popleft()
+            for job in self._jobs_of([load]):
+                cancelled = OSError(errno.ECANCELED, "the cache was closed")
+                load.arrived(job.part, ExpertReadError(*job.extent, cancelled))
+
+    def _work(self) -> None:
+        pause = threading.Event()
+        while not self._closed:
+            if any(load.n_remaining for load in self.demand):
+                pause.wait(_PAUSE_SECONDS)
+                continue
+            try:
+                load = self._queue.popleft()
+            except IndexError:
+                return
+            self._read(load)
+
+    def _read(self, load: Load) -> None:
+        for job in self._jobs_of([load]):
+            extent = job.extent
+            error: Exception | None = None
+            try:
+                file = self._files[extent.path]
+                file.read(self._memory, job.start, extent.offset, extent.nbytes)
+            except Exception as caught:  # it belongs to whoever asks for the expert
+                error = caught
+            load.arrived(job.part, error)
