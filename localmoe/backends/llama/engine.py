@@ -14,7 +14,7 @@ from localmoe.backends.base import FloatArray, Logits, Stats
 from localmoe.backends.interrupts import DeferredInterrupt
 from localmoe.backends.llama import log, state
 from localmoe.backends.llama.bindings import L
-from localmoe.backends.llama.hook import Hook
+from localmoe.backends.llama.hook import Hook, RoutingWatch
 from localmoe.backends.llama.lending import Lender
 from localmoe.backends.llama.loader import LoadedModel
 from localmoe.backends.llama.marks import Marks
@@ -170,6 +170,15 @@ class LlamaEngine:
     def interrupt(self) -> None:
         """Ask a decode under way to end: at the next MoE layer, or chunk if all is resident."""
         self._request_interrupt(True)
+
+    def watch_routing(self, watch: RoutingWatch | None) -> None:
+        """Have every routing told from now on; None: no more. Raises EngineError.
+
+        The watch is called while llama.cpp computes, and only where experts are streamed.
+        """
+        if not self._streaming:
+            raise EngineError("every expert is in memory: nobody is told of routings then")
+        self._streaming.hook.watch = watch
 
     def mark(self) -> None:
         """Remember this position; see `Engine.mark`. Raises EngineError."""

@@ -91,7 +91,7 @@ class Hook:
         self.compute_buffer: range | None = None
         """The addresses that the last decode computed in, where it came to a layer with experts."""
         self.watch: RoutingWatch | None = None
-        """Told of every routing, before its experts are asked of the cache."""
+        """Told of every routing, when the reads for it are under way."""
         self.error: BaseException | None = None
         self.interrupted = False
         """Set by another thread or a signal handler: the next layer ends the decode."""
@@ -208,8 +208,12 @@ class Hook:
         self._unrouted.discard(layer)
         self._routed = node
         self._ids = ids = Ids(ids_tensor, self._layers[layer].n_experts)
+        self._ask_for(layer, ids)
         if self.watch:
             self.watch(node, layer, ids.experts)
+
+    def _ask_for(self, layer: int, ids: Ids) -> None:
+        """Have the experts brought to slots, and show the graph their numbers."""
         if not self._cache.fits(layer, ids.experts):
             self._sweep = self._cache.sweep(layer, ids.experts)
             self.split_layers += 1

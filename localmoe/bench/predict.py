@@ -1,0 +1,116 @@
+"""How well the next layers' experts can be told in advance, without acting on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+from localmoe.backends.llama.engine import LlamaEngine
+from localmoe.backends.llama.load import load
+from localmoe.backends.llama.routing_log import RoutingLog
+from localmoe.bench.tokens import token_stream
+from localmoe.errors import SettingsError
+from localmoe.prediction.score import Scorer
+from localmoe.prediction.trace import Trace, read_trace, with_history
+from localmoe.settings import Progress, Settings
+
+_SHARES = (0.25, 0.5, 0.75)
+"""Sizes of caches that misses are counted for, as shares of all experts."""
+_STREAMED_SHARE = 0.75
+_FEWEST_TOKENS = 8
+Report = dict[str, object]
+
+
+@dataclass(frozen=True)
+class PredictRequest:
+    """Decode `tokens` tokens of a stream, or of a text, and score what was guessed meanwhile."""
+
+    model: str
+    settings: Settings = field(default_factory=Settings)
+    tokens: int = 256
+    text: str | None = None
+    """What is decoded, instead of the stream of all benchmarks."""
+
+
+def score_trace(path: Path) -> Report:
+    """Score the predictors that need no hidden state on a recorded trace.
+
+    Returns what `--json` prints. Raises ModelError.
+    """
+    trace = read_trace(path)
+    return {"source": path.name, "guess_seconds": None, "unknown_layers": None, **_scores(trace)}
+
+
+def score_model(request: PredictRequest, progress: Progress | None = None) -> Report:
+    """Load the model, decode, score. Returns what `--json` prints. Raises LocalMoeError."""
+    with _streaming(request, progress) as engine:
+        tokens = _tokens(request, engine)
+        layers = {layer.layer: layer for layer in engine.catalog.layers}
+        log = RoutingLog(layers, request.settings.n_threads)
+        try:
+            engine.watch_routing(log.watch)
+            for done, token in enumerate(tokens, start=1):
+                engine.decode([token])
+                if progress:
+                    progress("decoding", done, len(tokens))
+        finally:
+            engine.watch_routing(None)
+            log.close()
+        trace = log.trace()
+        expert_nbytes = engine.catalog.expert_nbytes / engine.catalog.n_experts_total
+    return {
+        "source": Path(request.model).name,
+        "guess_seconds": log.seconds / log.guesses if log.guesses else None,
+        "unknown_layers": sorted(log.unknown_layers),
+        **_scores(trace, expert_nbytes),
+    }
+
+
+@contextmanager
+def _streaming(request: PredictRequest, progress: Progress | None) -> Iterator[LlamaEngine]:
+    """Load a model so that its routing is seen, which needs fewer slots than experts."""
+    engine = load(request.model, request.settings, progress)
+    try:
+        catalog = engine.catalog
+        if not catalog.layers:
+            raise SettingsError("a dense model has no experts to predict: give one that has")
+        if engine.plan.streams:
+            yield engine
+            return
+        engine.close()
+        least = max(layer.n_experts for layer in catalog.layers)
+        slots = max(least, int(_STREAMED_SHARE * catalog.n_experts_total))
+        engine = load(request.model, replace(request.settings, slots=slots), progress)
+        yield engine
+    finally:
+        engine.close()
+
+
+def _tokens(request: PredictRequest, engine: LlamaEngine) -> list[int]:
+    if request.text is None:
+        tokens = token_stream(request.tokens, engine.tokenizer.n_vocab)
+    else:
+        tokens = engine.tokenizer.encode(request.text, special=False)[: request.tokens]
+    if not _FEWEST_TOKENS <= len(tokens) <= engine.plan.context_tokens:
+        raise SettingsError(
+            f"{len(tokens)} tokens are there to decode; wanted are {_FEWEST_TOKENS} to "
+            f"{engine.plan.context_tokens}, the context. Give other --tokens, --text or --context."
+        )
+    return tokens
+
+
+def _scores(trace: Trace, expert_nbytes: float | None = None) -> Report:
+    trace = with_history(trace, trace.n_experts_used + 2)
+    n_experts = len(trace.layers) * trace.n_experts
+    scorer = Scorer(trace, [int(share * n_experts) for share in _SHARES])
+    return {
+        "tokens": len(trace.routing),
+        "scored_tokens": scorer.scored_tokens,
+        "layers": list(trace.layers),
+        "experts_per_layer": trace.n_experts,
+        "experts_used": trace.n_experts_used,
+        "expert_bytes": expert_nbytes,
+        "predictors": {name: asdict(scorer.score(name)) for name in trace.guesses},
+    }
