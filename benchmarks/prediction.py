@@ -2,10 +2,10 @@
 
     python benchmarks/prediction.py [--model FILE.gguf] [--memory-mib 3072]
 
-One model, loaded once. A stretch of tokens is decoded again and again, from the same place: without
-reading ahead, with guesses of the next layer's router, and with the truth, which was noted before,
-of which a share was replaced by experts chosen at random. So the record also says which share of
-the guesses would have to be true, if they cost nothing. Sides alternate.
+One model, loaded once. A long stretch of tokens is decoded twice: once to note what is routed, then
+in blocks, without reading ahead, with guesses of the next layer's router, and with the truth, of
+which a share is replaced by experts drawn at random. So the record also says which share of the
+guesses would have to be true if they cost nothing. Sides alternate, no block is measured twice.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,8 @@ from localmoe.prediction.guesses import Guess, Guesses
 
 Watch = Callable[[int, int, Sequence[int]], None]
 Side = dict[str, Any]
-PROMPT, WARM_UP, BETWEEN = 32, 64, 16
+PROMPT, WARM_UP = 32, 64
+SETTLING = 2  # tokens after a change of sides that do not count
 PROTECT_LAYERS = 2
 
 
@@ -44,21 +46,22 @@ class Truth:
     def note(self, _node: int, layer: int, experts: Sequence[int]) -> None:
         self._noted.append((layer, list(experts)))
 
-    def replay(self, share: float) -> Watch:
-        """Return a watch that reads ahead; `share` of what it names is true."""
-        self._at, self._share, self._random = 0, share, random.Random(0)
+    def replay(self, share: float, token: int) -> Watch:
+        """Return a watch that reads ahead from this token on; `share` of what it names is true."""
+        self._at, self._share = token * len(self._experts), share
         return self._tell
 
-    def _tell(self, _node: int, _layer: int, _experts: Sequence[int]) -> None:
+    def _tell(self, _node: int, layer: int, _experts: Sequence[int]) -> None:
         self._at += 1
-        if self._at < len(self._noted):
-            later, truth = self._noted[self._at]
-            draw = self._random
-            named = [
-                expert if draw.random() < self._share else draw.randrange(self._experts[later])
-                for expert in truth
-            ]
-            read_ahead(self._engine, later, named)
+        if layer == max(self._experts):
+            return  # what the next token needs nobody can know
+        later, truth = self._noted[self._at]
+        draw = self._random
+        named = [
+            expert if draw.random() < self._share else draw.randrange(self._experts[later])
+            for expert in truth
+        ]
+        read_ahead(self._engine, later, named)
 
 
 class NextLayer:
@@ -100,22 +103,27 @@ def read_ahead(engine: LlamaEngine, layer: int, experts: Sequence[int]) -> None:
     cache.prefetch(layer, experts, protect=PROTECT_LAYERS)
 
 
-def measure(engine: LlamaEngine, tokens: Sequence[int], watch: Watch | None) -> Side:
-    """Decode token by token; return what it took."""
-    cache = engine.cache
-    assert cache is not None
+def decode(engine: LlamaEngine, tokens: Sequence[int], watch: Watch | None) -> list[float]:
+    """Decode token by token; return the seconds of each."""
     engine.watch_routing(watch)
-    before, ahead = engine.stats(), cache.stats()
     seconds = []
     for token in tokens:
         began = time.perf_counter()
         engine.decode([token])
         seconds.append(time.perf_counter() - began)
     engine.watch_routing(None)
-    spent, count = engine.stats() - before, len(tokens)
+    return seconds
+
+
+def measure(engine: LlamaEngine, tokens: Sequence[int], watch: Watch | None) -> Side:
+    """Decode a block; return what it took."""
+    cache = engine.cache
+    assert cache is not None
+    before, ahead, count = engine.stats(), cache.stats(), len(tokens)
+    seconds = decode(engine, tokens, watch)
+    spent = engine.stats() - before
     return {
-        "tokens_per_second": count / sum(seconds),
-        "token_seconds": seconds,
+        "token_seconds": seconds[SETTLING:],
         "hit_rate": spent.hit_rate,
         "read_bytes_per_token": spent.read_bytes / count,
         "stall_seconds_per_token": spent.stall_seconds / count,
@@ -124,44 +132,44 @@ def measure(engine: LlamaEngine, tokens: Sequence[int], watch: Watch | None) -> 
 
 
 def run(engine: LlamaEngine, n_tokens: int, n_rounds: int, threads: int) -> dict[str, list[Side]]:
-    """Warm up, note the truth, then measure all sides in turn, each from the same place."""
-    stream = token_stream(PROMPT + WARM_UP + n_tokens, engine.tokenizer.n_vocab)
+    """Warm up, note the truth of all blocks, then go through them with all sides in turn."""
     used = max(m.n_experts_used for m in engine.catalog.layers)
     guesser, truth = NextLayer(engine, threads), Truth(engine)
-    engine.decode(stream[:PROMPT])
-    measure(engine, stream[PROMPT : PROMPT + WARM_UP], guesser.watch)
-    start = engine.position
-    measured = stream[start:]
-    measure(engine, measured, truth.note)
 
     def guess(count: int) -> Watch:
         guesser.count = count
         return guesser.watch
 
-    sides: dict[str, Callable[[], Watch | None]] = {
-        "off": lambda: None,
-        "guess, not acted on": lambda: guess(0),
-        f"guess, {used // 2} surest": lambda: guess(used // 2),
-        f"guess, {used} surest": lambda: guess(used),
-        **{f"truth {s:.0%}": (lambda s=s: truth.replay(s)) for s in (1.0, 0.9, 0.8, 0.6)},
+    sides: dict[str, Callable[[int], Watch | None]] = {
+        "off": lambda _: None,
+        "guess, not acted on": lambda _: guess(0),
+        f"guess, {used // 2} surest": lambda _: guess(used // 2),
+        f"guess, {used} surest": lambda _: guess(used),
+        **{f"truth {s:.0%}": partial(truth.replay, s) for s in (1.0, 0.9, 0.8, 0.6)},
     }
+    n_measured = n_tokens * n_rounds * len(sides)
+    stream = token_stream(PROMPT + WARM_UP + n_measured, engine.tokenizer.n_vocab)
+    engine.decode(stream[:PROMPT])
+    decode(engine, stream[PROMPT : PROMPT + WARM_UP], guess(0))
+    start, tokens = engine.position, stream[PROMPT + WARM_UP :]
+    decode(engine, tokens, truth.note)
+    engine.truncate(start)
     rounds: dict[str, list[Side]] = {name: [] for name in sides}
     for _ in range(n_rounds):
         for name, make in sides.items():
-            engine.truncate(start)
-            measure(engine, stream[:BETWEEN], None)  # so that the cache does not know the way
-            engine.truncate(start)
-            rounds[name].append(measure(engine, measured, make()))
-            print(name, round(rounds[name][-1]["tokens_per_second"], 2), flush=True)
+            at = engine.position - start
+            found = measure(engine, tokens[at : at + n_tokens], make(at))
+            rounds[name].append(found)
+            print(name, f"{1e3 * statistics.median(found['token_seconds']):.1f} ms", flush=True)
     guesser.close()
     return rounds
 
 
 def main() -> None:
-    parser = options(__doc__, rounds=3)
+    parser = options(__doc__, rounds=4)
     parser.add_argument("--model", type=Path)
     parser.add_argument("--memory-mib", type=int, default=3072)
-    parser.add_argument("--tokens", type=int, default=48)
+    parser.add_argument("--tokens", type=int, default=20)
     given = parser.parse_args()
     model = given.model or synthetic_model(SCRATCH / "synthetic.gguf", Shape())
     entry = entry_state()
@@ -169,11 +177,11 @@ def main() -> None:
     with load(model, settings) as engine:
         rounds = run(engine, given.tokens, given.rounds, settings.n_threads)
     medians = {
-        side: statistics.median(r["tokens_per_second"] for r in found)
+        side: statistics.median(second for r in found for second in r["token_seconds"])
         for side, found in rounds.items()
     }
     result = {
-        "verdict": {side: speed / medians["off"] for side, speed in medians.items()},
+        "verdict": {side: medians["off"] / seconds for side, seconds in medians.items()},
         "memory_mib": given.memory_mib,
         "tokens": given.tokens,
         "rounds": rounds,

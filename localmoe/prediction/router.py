@@ -29,18 +29,20 @@ class Router:
         """Undo the activation: float32 [E], up to a number that is the same for all experts."""
         if self.activation == "none":
             return probabilities.copy()
-        logs = np.log(np.maximum(probabilities, _SMALLEST))
+        logs: Floats = np.log(np.maximum(probabilities, _SMALLEST))
         if self.activation == "softmax":
             return logs - logs.mean()
-        return logs - np.log(np.maximum(1 - probabilities, _SMALLEST))
+        odds: Floats = logs - np.log(np.maximum(1 - probabilities, _SMALLEST))
+        return odds
 
     def choice(self, scores: Floats) -> Floats:
         """Return by what the experts are ranked; only the order counts."""
         if self.bias is None:
             return scores
+        made = scores
         if self.activation == "softmax":
-            exponents = np.exp(scores - scores.max())
-            return exponents / exponents.sum() + self.bias
-        if self.activation == "sigmoid":
-            return 1 / (1 + np.exp(-scores)) + self.bias
-        return scores + self.bias
+            made = np.exp(scores - scores.max())
+            made /= made.sum()
+        elif self.activation == "sigmoid":
+            made = (1 / (1 + np.exp(-scores))).astype(np.float32)
+        return made + self.bias

@@ -114,7 +114,8 @@ def held_before(trace: Trace, slots: int) -> Table:
 def _at(table: Table, guesses: Numbers) -> Table:
     """Look guesses [T, L, M] up in a table [T, L, E]; False where there is none."""
     found = np.take_along_axis(table, np.maximum(guesses, 0).astype(np.int64), axis=2)
-    return found & (guesses != NO_GUESS)
+    named: Table = found & (guesses != NO_GUESS)
+    return named
 
 
 def _floats(values: npt.NDArray[np.floating]) -> tuple[float, ...]:

@@ -45,7 +45,7 @@ def read_trace(path: Path) -> Trace:
     Raises ModelNotFoundError, ModelFormatError.
     """
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             routing, layers = arrays["routing"], arrays["layers"]
     except FileNotFoundError as error:
         raise ModelNotFoundError(f"there is no file {path}") from error
@@ -70,7 +70,7 @@ def with_history(trace: Trace, count: int) -> Trace:
     the layer has used most so far.
     """
     chosen = trace.chosen()
-    seen = np.cumsum(chosen, axis=0) - chosen
+    seen = np.cumsum(chosen, axis=0).astype(np.float64) - chosen
     before = np.zeros_like(chosen)
     before[1:] = chosen[:-1]
     weights = {"previous_token": before + seen / (1 + len(chosen)), "frequency": seen}
@@ -80,6 +80,6 @@ def with_history(trace: Trace, count: int) -> Trace:
     return Trace(trace.layers, trace.n_experts, trace.routing, {**trace.guesses, **guesses})
 
 
-def _best(weights: npt.NDArray[np.generic], count: int) -> Numbers:
+def _best(weights: npt.NDArray[np.float64], count: int) -> Numbers:
     order = np.argsort(-weights, axis=2, kind="stable")
     return order[:, :, :count].astype(np.int32)
