@@ -121,7 +121,7 @@ def openings(zoo_model: ZooModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     def fails_late() -> None:
         """Fail when the weights, the slots, and even the context are there already."""
-        for place, name in ((load_module, "Passes"), (parameters, "open_context")):
+        for place, name in ((load_module, "Kernels"), (parameters, "open_context")):
             with monkeypatch.context() as patch:
                 patch.setattr(place, name, raise_engine_error)
                 refuse(zoo_model("qwen3moe"), EngineError, slots=SLOTS)
