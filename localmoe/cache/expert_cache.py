@@ -159,6 +159,34 @@ class ExpertCache:
             self._fetch(missing, class_index, lease)
         return lease
 
+    def acquire_ahead(self, layer: int, ids: Iterable[int]) -> Lease | None:
+        """Hold experts that will be asked for soon, and read what is missing behind what is queued.
+
+        Counts as prefetched, not as a request; `pending` are those that were missing. None where
+        the slots hold less than two layers: these would be in the way of what is asked for first.
+        """
+        class_index = self._pool.class_index(layer)
+        if self._pool.limits[class_index] < 2 * self._pool.classes[class_index].widest_demand:
+            return None
+        lease = Lease(layer, self._release)
+        missing = []
+        for key in [self._keys[layer][expert] for expert in dict.fromkeys(ids)]:
+            if self._usable(key):
+                lease.slots[key.expert] = self._slot_of[key]
+            else:
+                missing.append(key)
+            self._pins[key] = self._pins.get(key, 0) + 1
+            self._last_use[key] = self._clock
+        self._prefetched += len(missing)
+        self._fetch(missing, class_index, lease)
+        return lease
+
+    def discard(self, layer: int, ids: Iterable[int]) -> None:
+        """Forget experts that are in slots for nothing, unless somebody holds them."""
+        for key in [self._keys[layer][expert] for expert in ids]:
+            if key in self._slot_of and key not in self._pins and key not in self._loading:
+                self._forget(key)
+
     def fits(self, layer: int, ids: Iterable[int]) -> bool:
         """Whether the slots could hold all of these experts of a layer at once."""
         return len(set(ids)) <= self._pool.limits[self._pool.class_index(layer)]

@@ -33,6 +33,7 @@ from localmoe.backends.llama.bindings import (
 from localmoe.backends.llama.ids import Ids
 from localmoe.backends.llama.kernels import Kernels
 from localmoe.backends.llama.lending import buffer_of
+from localmoe.backends.llama.next_layer import NextLayer
 from localmoe.backends.llama.passes import Passes
 from localmoe.cache.expert_cache import ExpertCache
 from localmoe.cache.lease import Lease
@@ -81,6 +82,7 @@ class Hook:
         self._cache, self._layers, self._parts = cache, layers, parts
         self._kernels, self._scaled = kernels, scaled_layers
         self._passes, self._arrivals = Passes(kernels), Arrivals(kernels)
+        self._next_layer = NextLayer(cache, layers)
         self._lease: Lease | None = None
         self._sweep: Sweep | None = None
         self._left_out: _LeftOut | None = None
@@ -125,6 +127,7 @@ class Hook:
         """Let go of the last layer's experts; raise what went wrong since the last call."""
         self._put_back()
         self._let_go()
+        self._next_layer.close()
         self.compute_buffer = buffer_of(self._routed) if self._routed else None
         self._routed = 0
         error, self.error = self.error, None
@@ -221,6 +224,7 @@ class Hook:
         self._lease = self._cache.acquire(layer, ids.experts)
         self._waited = set() if self._lease.pending else set(range(len(self._layers[layer].parts)))
         ids.assign(self._lease.slots)
+        self._next_layer.routed(layer, ids.experts)
 
     def _before_product(self, node: int, source: int) -> bool:
         what = self._parts.get(C.c_void_p.from_address(node + source).value or 0)
