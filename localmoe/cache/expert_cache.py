@@ -88,12 +88,11 @@ class ExpertCache:
     def warm_up(self, rates: UseRates) -> int:
         """Begin as earlier runs ended: read the experts that they used most into free slots.
 
-        In the background, while nothing demanded is on its way; failures are forgotten. To be
-        called once, before anything else. Returns of how many experts.
+        In the background, while nothing is demanded; failures are forgotten. To be called once,
+        before anything else. Returns of how many experts.
         """
         begun: list[Load] = []
         for index, slot_class in enumerate(self._pool.classes):
-            self._policies[index].seed(rates)
             keys = hottest(slot_class.layers, rates, len(self._free[index]))
             loads = [self._begin(key, index) for key in reversed(keys)]  # the hottest, most recent
             begun += reversed(loads)
@@ -136,6 +135,7 @@ class ExpertCache:
     def _hold(self, layer: int, ids: Iterable[int], demand: Sequence[int]) -> Lease:
         """Pin some experts of a layer; `demand` is all that it routed to."""
         self._clock += 1
+        self._warm.hold_off()
         class_index = self._pool.class_index(layer)
         of_layer = self._keys[layer]
         keys = [of_layer[expert] for expert in dict.fromkeys(ids)]
@@ -253,11 +253,13 @@ class ExpertCache:
 
     def close(self) -> None:
         """Stop the reads and their threads. The slots belong to whoever made them."""
+        self._warm.close()
         self._reader.close()
 
     def _join(self, key: ExpertKey, lease: Lease) -> None:
         """Make the lease wait for a hit that is still on its way."""
         load = self._loading[key]
+        self._warm.keys.discard(key)
         if key in self._speculative:
             self._speculative.discard(key)
             self._reader.promote(load)
@@ -268,13 +270,11 @@ class ExpertCache:
         loads = [self._begin(key, class_index) for key in missing]
         for load in loads:
             lease.slots[load.key.expert] = load.slot
-        self._warm.close()
             self._read_bytes += load.nbytes
         lease.pending.extend(loads)
         self._reader.submit(self._placement.jobs(loads))
 
     def _usable(self, key: ExpertKey) -> bool:
-        self._warm.keys.discard(key)
         """Return whether a key is in a slot or coming; a guess that failed is forgotten here."""
         if key not in self._slot_of:
             return False
@@ -292,7 +292,6 @@ class ExpertCache:
 
     def _check_room(self, keys: list[ExpertKey], n_missing: int, class_index: int) -> None:
         """Raise BudgetError unless the missing keys fit beside all that is held."""
-        self._warm.demand = loads
         held = {key for key in (*self._pins, *keys) if key in self._slot_of}
         n_held = sum(self._in(key, class_index) for key in held)
         count = self._pool.limits[class_index] - self._lent[class_index]
@@ -355,6 +354,7 @@ class ExpertCache:
         self._free[class_index].append(self._slot_of.pop(key))
         self._loading.pop(key, None)
         self._speculative.discard(key)
+        self._warm.keys.discard(key)
         self._last_use.pop(key, None)
 
     def _has_stale_victim(self, class_index: int, protect: int) -> bool:
@@ -370,7 +370,6 @@ class ExpertCache:
         self._reader.submit(self._placement.job(load, part) for load in loads)
         self._read_bytes += nbytes * len(loads)
         return loads
-        self._warm.keys.discard(key)
 
     def _unpin(self, key: ExpertKey) -> None:
         count = self._pins.pop(key) - 1
@@ -383,7 +382,6 @@ class ExpertCache:
         for expert in lease.slots:
             self._unpin(self._keys[lease.layer][expert])
         for load in lease.pending:
-        self._warm.demand = loads
             if self._loading.get(load.key) is not load:
                 continue  # another lease on the same expert was closed first
             if not load.error:

@@ -7,13 +7,11 @@ from collections.abc import Container, Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from localmoe.cache.policies import UseRates, Uses
+from localmoe.cache.policies import Uses
 from localmoe.weights.catalog import ExpertKey, MoeLayer
 
 _DECAY = 0.5 ** (1 / 64)
 """Of how often an expert is used: a use counts half after 64 tokens."""
-_SEED_TOKENS = 64.0
-"""So many tokens are earlier runs worth."""
 _LEARNED_TOKENS = 32
 """Of a prefill chunk, so many of its last tokens are looked at one by one."""
 _NEVER = -(1 << 20)
@@ -157,17 +155,6 @@ class NextUse:
             if places is self._worst_at:
                 places = places.copy()
             self._pass_over(row, pinned, expected, places)
-
-    def seed(self, rates: UseRates) -> None:
-        """Begin with these rates, as if they had been seen a while ago."""
-        for layer, shares in rates.items():
-            row = self._rows.get(layer)
-            if row is not None:
-                self._uses[row, : len(shares)] = shares * _SEED_TOKENS
-                self._weight[row] = _SEED_TOKENS
-                self._foresee(row)
-                self._waits[row] = self._chances.waits[self._cells[row]]
-                self._stale.add(row)
 
     def uses(self) -> Mapping[int, Uses]:
         """Return what each layer's experts were used."""

@@ -42,10 +42,6 @@ class Policy(Protocol):
         """Return what to evict next that is not pinned; None if all are. Does not remove it."""
         ...
 
-    def seed(self, rates: UseRates) -> None:
-        """Begin with what is known from earlier runs; before anything is demanded."""
-        ...
-
     def uses(self) -> Mapping[int, Uses]:
         """Return what each layer's experts were used; nothing where that is not counted."""
         ...
@@ -87,9 +83,6 @@ class Lru:
     def victim(self, pinned: Container[ExpertKey]) -> ExpertKey | None:
         """Return the least recent expert that is not pinned."""
         return next((key for key in self._order if key not in pinned), None)
-
-    def seed(self, rates: UseRates) -> None:
-        """Do nothing: frequency is no matter here."""
 
     def uses(self) -> Mapping[int, Uses]:
         """Return nothing: uses are not counted."""

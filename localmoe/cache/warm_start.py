@@ -1,11 +1,13 @@
-"""Reads that nobody waits for: experts that were hot in earlier runs, while the device is idle."""
+"""Reads that nobody waits for: experts that were hot in earlier runs, while nothing is computed."""
 
 from __future__ import annotations
 
 import errno
+import math
 import threading
+import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 
 from localmoe.cache.direct_file import DirectFile
 from localmoe.cache.memory import HostMemory
@@ -16,7 +18,9 @@ from localmoe.weights.catalog import ExpertKey, MoeLayer
 
 _THREADS = 2
 """Two reads at once are as fast as the device; more would be in the way of the first demand."""
-_PAUSE_SECONDS = 0.0005
+_QUIET_SECONDS = 0.25
+"""So long after the last demand nobody is waiting: the next prompt is being thought of."""
+_PAUSE_SECONDS = 0.05
 
 
 def hottest(layers: Iterable[MoeLayer], rates: UseRates, count: int) -> list[ExpertKey]:
@@ -34,7 +38,7 @@ def hottest(layers: Iterable[MoeLayer], rates: UseRates, count: int) -> list[Exp
 
 
 class WarmStart:
-    """Reads loads in threads of its own, one after the other, and not while demand is on its way.
+    """Reads loads in threads of its own, one after the other, while nothing is demanded.
 
     All but the threads' own work is called by one thread.
     """
@@ -52,8 +56,7 @@ class WarmStart:
         self._closed = False
         self.keys: set[ExpertKey] = set()
         """What was begun and neither demanded nor forgotten since."""
-        self.demand: Sequence[Load] = ()
-        """What was demanded last: nothing new begins before it has come."""
+        self._last_demand = -math.inf
 
     def begin(self, loads: Iterable[Load]) -> None:
         """Read these in their order. To be called once."""
@@ -64,6 +67,10 @@ class WarmStart:
             thread = threading.Thread(target=self._work, name=name, daemon=True)
             thread.start()
             self._threads.append(thread)
+
+    def hold_off(self) -> None:
+        """Begin nothing for a while: somebody demands experts."""
+        self._last_demand = time.monotonic()
 
     def claim(self, load: Load) -> bool:
         """Take back a load that has not begun; return whether that is so. It never arrives then."""
@@ -90,7 +97,7 @@ class WarmStart:
     def _work(self) -> None:
         pause = threading.Event()
         while not self._closed:
-            if any(load.n_remaining for load in self.demand):
+            if time.monotonic() - self._last_demand < _QUIET_SECONDS:
                 pause.wait(_PAUSE_SECONDS)
                 continue
             try:

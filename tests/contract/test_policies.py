@@ -6,7 +6,6 @@ import random
 from collections.abc import Container
 
 import hypothesis.strategies as st
-import numpy as np
 import pytest
 from hypothesis import given, settings
 
@@ -123,7 +122,7 @@ def test_a_chunk_of_many_tokens_counts_as_they_would_one_by_one(make: MakePolicy
 Step = tuple[str, int, list[int]]
 STEPS = st.lists(
     st.tuples(
-        st.sampled_from(["demand", "expect", "evict", "remove", "seed"]),
+        st.sampled_from(["demand", "expect", "evict", "remove"]),
         st.sampled_from([1, 2, 4]),
         st.lists(st.integers(0, 15), max_size=8),
     ),
@@ -139,8 +138,6 @@ def play(policy: Policy, steps: list[Step]) -> list[ExpertKey | None]:
         keys = {ExpertKey(layer, expert) for expert in ids}
         if what == "demand":
             policy.demand(layer, ids)
-        elif what == "seed":
-            policy.seed({layer: np.arange(16) / 16})
         elif what == "remove":
             for key in sorted(keys & held):
                 policy.remove(key)
@@ -211,14 +208,6 @@ def test_next_use_evicts_of_equals_the_one_whose_layer_just_passed() -> None:
     assert evict_all(policy) == [(2, 0), (1, 0), (4, 0)]
 
 
-def test_next_use_begins_with_what_is_known_of_earlier_runs() -> None:
-    policy = NextUse(LAYERS)
-    policy.seed({1: np.linspace(0, 0.9, 16), 7: np.ones(3)})
-    for expert in range(0, 16, 5):
-        policy.insert(ExpertKey(1, expert))
-    assert evict_all(policy) == [(1, 0), (1, 5), (1, 10), (1, 15)]
-
-
 def trace(n_tokens: int) -> list[tuple[int, list[int]]]:
     """Return routing with skew and repetition: half of each token's experts were just used."""
     source = random.Random(1)
@@ -266,7 +255,6 @@ def test_next_use_finds_more_than_lru_where_there_is_skew(n_slots: int) -> None:
 
 def test_next_use_counts_what_a_profile_keeps() -> None:
     policy = NextUse(LAYERS)
-    policy.seed({1: np.ones(16)})
     for token in range(3):
         policy.demand(1, [0, 1 + token])
     policy.demand(2, [expert for token in range(100) for expert in (0, 1 + token % 2)])
