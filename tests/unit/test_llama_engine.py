@@ -417,3 +417,25 @@ def load_catalog_part(path: Path) -> tuple[int, int]:
     extent = read_catalog(path).layers[-1].parts[-1].extent
     assert extent.nbytes > 4 * mmap.PAGESIZE
     return extent.offset + mmap.PAGESIZE, extent.nbytes - 2 * mmap.PAGESIZE
+
+
+def test_a_long_step_of_a_resident_model_can_be_interrupted(
+    zoo_model: ZooModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens = list(range(64))
+    with load(zoo_model("qwen3moe")) as engine:
+        assert not engine.plan.streams
+        wanted = engine.decode(tokens)
+        engine.truncate(0)
+        decode = bindings.L.llama_decode
+
+        def press(*arguments: object) -> int:
+            engine.interrupt()
+            return int(decode(*arguments))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(bindings.L, "llama_decode", press)
+            with pytest.raises(InterruptedDecodeError):
+                engine.decode(tokens)
+        assert engine.position == 0
+        assert engine.decode(tokens).tobytes() == wanted.tobytes()

@@ -29,6 +29,9 @@ from localmoe.errors import ContextFullError, EngineError, InterruptedDecodeErro
 from localmoe.planning.plan import MemoryPlan
 from localmoe.weights.catalog import Catalog
 
+_WATCHED_TOKENS = 64
+_ABORTED = 2  # what llama_decode returns then
+_NO_ABORT = L.ggml_abort_callback()
 _SAMPLING_KEYS = {
     "general.sampling.temp": "temperature",
     "general.sampling.top_k": "top_k",
@@ -81,6 +84,7 @@ class LlamaEngine:
         )
         self._tokens: list[int] = []
         self._interrupted = False
+        self._abort = L.ggml_abort_callback(lambda _: self._interrupted)
         self._decoded, self._seconds = 0, 0.0
         self._load_seconds = 0.0
 
@@ -168,7 +172,7 @@ class LlamaEngine:
         return result
 
     def interrupt(self) -> None:
-        """Ask a decode under way to end: at the next MoE layer, or chunk if all is resident."""
+        """Ask a decode under way to end: at the next MoE layer, or so if all is resident."""
         self._request_interrupt(True)
 
     def watch_routing(self, watch: RoutingWatch | None) -> None:
@@ -297,11 +301,20 @@ class LlamaEngine:
             batch.token[i], batch.pos[i] = token, position + i
             batch.n_seq_id[i], batch.seq_id[i][0], batch.logits[i] = 1, 0, flag
         log.clear()
+        # Asked between any two nodes: that takes too long for single tokens, and the hook is asked
+        # anyway where experts are streamed.
+        watched = not self._streaming and len(tokens) >= _WATCHED_TOKENS
+        if watched:
+            L.llama_set_abort_callback(self._context, self._abort, None)
         try:
             status = L.llama_decode(self._context, batch)
         finally:
+            if watched:
+                L.llama_set_abort_callback(self._context, _NO_ABORT, None)
             if self._streaming:
                 self._streaming.hook.finish()
+        if status == _ABORTED:
+            raise InterruptedDecodeError("the decode was interrupted")
         if status:
             raise EngineError(f"llama.cpp could not decode ({status}): {log.last_error()}")
         rows = sum(flags)
