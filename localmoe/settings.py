@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, get_args
 
 from localmoe.errors import SettingsError
@@ -44,6 +45,9 @@ class Settings:
     kv_type: KvType = "f16"
     """Anything but f16 saves memory and rounds: the logits are others, streamed or not."""
     policy: PolicyName = "next-use"
+    profile_dir: Path | None = None
+    """Where it is kept which experts were used, so that the next run begins with those in memory.
+    None: not kept."""
     experts_used: int | None = None
     """Overrides the checkpoint's number of active experts. Lossy: for experiments only."""
 

@@ -68,6 +68,19 @@ def cache_dir() -> Path:
     return Path.home() / ".cache" / "localmoe"
 
 
+def profile_dir() -> Path:
+    """Return the folder for what is remembered of runs: $LOCALMOE_STATE, or the system's."""
+    own = os.environ.get("LOCALMOE_STATE")
+    if own:
+        return Path(own).expanduser() / "profiles"
+    xdg = os.environ.get("XDG_STATE_HOME")
+    if xdg and Path(xdg).is_absolute():
+        return Path(xdg) / "localmoe" / "profiles"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Application Support" / "localmoe" / "profiles"
+    return Path.home() / ".local" / "state" / "localmoe" / "profiles"
+
+
 def _size_option(text: str) -> int:
     try:
         return parse_size(text)

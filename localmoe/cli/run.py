@@ -18,6 +18,7 @@ from localmoe.cli.run_options import (
     MaxTokens,
     MinP,
     Model,
+    Profile,
     Prompt,
     Raw,
     RunOptions,
@@ -63,6 +64,7 @@ def run(  # noqa: PLR0913 (the command line's options are this function's parame
     stats: StatsFile = None,
     raw: Raw = False,
     policy: Policies = PolicyKind.NEXT_USE,
+    profile: Profile = True,
     experts_used: ExpertsUsed = None,
     mirror: Mirrors = None,
 ) -> None:
@@ -73,6 +75,7 @@ def run(  # noqa: PLR0913 (the command line's options are this function's parame
         context_tokens=context,
         kv_type=kv_type.value,
         policy=policy.value,
+        profile=profile,
         threads=threads,
         experts_used=experts_used,
         mirrors=tuple(mirror or ()),

@@ -75,6 +75,14 @@ Raw = Annotated[
     typer.Option("--raw", help="Send the prompt as plain text, without a chat template."),
 ]
 
+Profile = Annotated[
+    bool,
+    typer.Option(
+        "--profile/--no-profile",
+        help="Remember which experts of a model were used, and begin the next run with them.",
+    ),
+]
+
 
 @dataclass(frozen=True)
 class RunOptions:
@@ -84,6 +92,7 @@ class RunOptions:
     context_tokens: int = 4096
     kv_type: KvType = "f16"
     policy: PolicyName = "next-use"
+    profile: bool = True
     threads: int | None = None
     experts_used: int | None = None
     mirrors: tuple[str, ...] = ()

@@ -16,7 +16,7 @@ from localmoe.chat.sampling import Sampler, SamplingOptions
 from localmoe.chat.session import ChatSession
 from localmoe.chat.templates import PlainText, Renderer, renderer_for
 from localmoe.cli.answering import show_answer, summary
-from localmoe.cli.options import cache_dir
+from localmoe.cli.options import cache_dir, profile_dir
 from localmoe.cli.progress import progress_bar
 from localmoe.cli.request import Request
 from localmoe.cli.run_options import RunOptions
@@ -72,6 +72,7 @@ def _engine(model: Path | None, options: RunOptions, child: DryRunChild) -> Iter
         context_tokens=options.context_tokens,
         kv_type=options.kv_type,
         policy=options.policy,
+        profile_dir=profile_dir() if options.profile else None,
         threads=options.threads,
         experts_used=options.experts_used,
         mirrors=options.mirrors,

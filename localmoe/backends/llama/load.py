@@ -20,6 +20,7 @@ from localmoe.cache.expert_cache import ExpertCache
 from localmoe.cache.memory import CAN_RELEASE
 from localmoe.cache.next_use import NextUse
 from localmoe.cache.policies import Lru, MakePolicy
+from localmoe.cache.profile import Profile
 from localmoe.cache.slots import SlotPool, slots_nbytes
 from localmoe.errors import BudgetError, UnsupportedModelError
 from localmoe.planning.budget import (
@@ -188,9 +189,17 @@ class _Assembly:
             model.wait(self._on_bytes)
             if streaming:
                 streaming.pool.grow()
+                self._warm_up(streaming)
             engine = LlamaEngine(self._source, self._plan, model, context, streaming)
             undo.pop_all()
         return engine
+
+    def _warm_up(self, streaming: Streaming) -> None:
+        """Begin with the experts of earlier runs; this run's are remembered when it ends."""
+        directory = self._settings.profile_dir
+        if directory:
+            streaming.profile = Profile(directory, self._source.catalog)
+            streaming.cache.warm_up(streaming.profile.read())
 
     def _on_bytes(self, nbytes: int) -> None:
         self._done += nbytes
