@@ -38,6 +38,11 @@ class DirectFile:
         """Whether reads bypass the page cache."""
         return self.block > 1
 
+    @property
+    def descriptor(self) -> int | None:
+        """The open file, for direct reads by other means; None where `read` is the only way."""
+        return self._fd if self.direct and self._preadv is os.preadv else None
+
     def read(self, memory: HostMemory, start: int, offset: int, nbytes: int) -> None:
         """Fill memory[start : start + nbytes] from the file at `offset`.
 

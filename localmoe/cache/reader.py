@@ -10,25 +10,31 @@ from queue import SimpleQueue
 from typing import NamedTuple
 
 from localmoe.cache.direct_file import DirectFile
-from localmoe.cache.memory import HostMemory
+from localmoe.cache.memory import HostMemory, round_up
+from localmoe.cache.ring import Ring, open_ring
 from localmoe.errors import ExpertReadError
 from localmoe.weights.catalog import ExpertKey, Extent
 
 PIECE_NBYTES = 4 << 20
 """Longer parts are read in pieces of this size by several workers at once."""
+_RING_DEPTH = 16
+"""Reads that the thread which wants them starts itself. More than these are left to the workers,
+who go on while that thread computes."""
 
 
 class Load:
     """One expert on its way into a slot; says per part when its bytes are in place.
 
-    Written by the reader's workers, waited for by one thread at a time.
+    Written by the reader, waited for by one thread at a time.
     """
 
-    __slots__ = ("_guard", "_locks", "_remaining", "error", "key", "nbytes", "slot")
+    __slots__ = ("_guard", "_locks", "_remaining", "error", "key", "nbytes", "ring", "slot")
 
     def __init__(self, key: ExpertKey, slot: int, part_nbytes: Sequence[int]) -> None:
         self.key, self.slot, self.nbytes = key, slot, sum(part_nbytes)
         self.error: Exception | None = None
+        self.ring: RingReads | None = None
+        """Where its reads are looked for, if no worker does them."""
         self._guard = threading.Lock()
         self._remaining = [1] * len(part_nbytes)
         self._locks = [threading.Lock() for _ in part_nbytes]
@@ -54,20 +60,26 @@ class Load:
 
     def ready(self, part: int) -> bool:
         """Return whether a part has come, or failed."""
+        if self._remaining[part] and self.ring:
+            self.ring.look()
         return self._remaining[part] == 0
 
     def wait(self, part: int) -> None:
         """Block until a part has come. Raises the error of the read that failed."""
-        if self._remaining[part]:
-            lock = self._locks[part]
-            lock.acquire()
-            lock.release()
+        self._await(part)
         if self.error:
             raise self.error
 
     def drain(self) -> None:
         """Block until no worker writes to the slot any more; errors stay in `error`."""
-        for lock in self._locks:
+        for part in range(len(self._locks)):
+            self._await(part)
+
+    def _await(self, part: int) -> None:
+        while self._remaining[part] and self.ring:
+            self.ring.look(wait=True)
+        if self._remaining[part]:
+            lock = self._locks[part]
             lock.acquire()
             lock.release()
 
@@ -96,6 +108,77 @@ def split(job: Job, block: int) -> list[Job]:
     ]
 
 
+class RingReads:
+    """Reads through io_uring, seen to have ended when somebody looks."""
+
+    def __init__(self, ring: Ring, files: Mapping[str, DirectFile], memory: HostMemory) -> None:
+        self._ring, self._files, self._memory = ring, files, memory
+        self._jobs: dict[int, tuple[Job, int]] = {}
+        self._next_tag = 0
+
+    def takes(self, jobs: Sequence[Job]) -> bool:
+        """Whether there is room for these reads, all of them direct and without a copy."""
+        return len(jobs) + len(self._jobs) <= _RING_DEPTH and all(map(self._is_plain, jobs))
+
+    def submit(self, jobs: Sequence[Job]) -> None:
+        """Start these reads: one of each load at a time, so that those given first come first."""
+        chains: dict[int, list[Job]] = {}
+        for job in jobs:
+            job.load.ring = self
+            chains.setdefault(id(job.load), []).append(job)
+        for chain in chains.values():
+            for job in chain:
+                self._queue(job, chained=job is not chain[-1])
+        self._ring.submit()
+
+    def _queue(self, job: Job, *, chained: bool) -> None:
+        file = self._files[job.extent.path]
+        lead = job.extent.offset % file.block
+        nbytes, tag = lead + job.extent.nbytes, self._next_tag
+        address, offset = self._memory.address + job.start - lead, job.extent.offset - lead
+        self._jobs[tag] = job, nbytes
+        self._next_tag += 1
+        whole = round_up(nbytes, file.block)
+        self._ring.queue(file.descriptor or 0, address, whole, offset, tag, chained=chained)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a read has not been seen to end."""
+        self.look()
+        return bool(self._jobs)
+
+    def look(self, *, wait: bool = False) -> None:
+        """Tell the loads what has come; with `wait`, once there is something."""
+        for tag, result in self._ring.reap(wait=wait):
+            job, needed = self._jobs.pop(tag)
+            error: Exception | None = None
+            if result < needed:  # failed, cut short or cancelled: again, for the error or the rest
+                error = _read(self._files, self._memory, job)
+            job.load.arrived(job.part, error)
+
+    def close(self) -> None:
+        """Wait for what is in flight."""
+        while self._jobs:
+            self.look(wait=True)
+        self._ring.close()
+
+    def _is_plain(self, job: Job) -> bool:
+        file = self._files[job.extent.path]
+        if file.descriptor is None:
+            return False
+        return job.start % file.block == job.extent.offset % file.block
+
+
+def _read(files: Mapping[str, DirectFile], memory: HostMemory, job: Job) -> Exception | None:
+    """Read now; return what went wrong: every error belongs to the thread that waits."""
+    extent = job.extent
+    try:
+        files[extent.path].read(memory, job.start, extent.offset, extent.nbytes)
+    except Exception as error:
+        return error
+    return None
+
+
 class Reader:
     """A few threads that take reads from two queues, demand first.
 
@@ -104,6 +187,8 @@ class Reader:
 
     def __init__(self, files: Mapping[str, DirectFile], memory: HostMemory, workers: int) -> None:
         self._files, self._memory = files, memory
+        ring = open_ring(_RING_DEPTH)
+        self._ring = RingReads(ring, files, memory) if ring else None
         self._demand: deque[Job] = deque()
         self._speculation: deque[Job] = deque()
         self._closed = False
@@ -124,13 +209,17 @@ class Reader:
         """Queue reads; they start in this order, demand before any speculation."""
         if self._closed:
             raise RuntimeError("the reader is closed: nothing would ever arrive")
-        queue = self._demand if demand else self._speculation
+        pieces: list[Job] = []
         for job in jobs:
-            pieces = split(job, self._files[job.extent.path].block)
-            job.load.expect(job.part, len(pieces))
-            queue.extend(pieces)
-            for _ in pieces:
-                self._tokens.put(True)
+            cut = split(job, self._files[job.extent.path].block)
+            job.load.expect(job.part, len(cut))
+            pieces += cut
+        if demand and self._ring and self._ring.takes(pieces):
+            self._ring.submit(pieces)
+            return
+        (self._demand if demand else self._speculation).extend(pieces)
+        for _ in pieces:
+            self._tokens.put(True)
 
     def promote(self, load: Load) -> None:
         """Move what is still queued of a speculative load ahead, because it is needed now."""
@@ -158,6 +247,9 @@ class Reader:
         May be called twice. Whoever waits for a read that was dropped gets ExpertReadError.
         """
         self._closed = True
+        if self._ring:
+            self._ring.close()
+            self._ring = None
         while job := self._next():
             error = ExpertReadError(*job.extent, OSError(errno.ECANCELED, "the reader was closed"))
             job.load.arrived(job.part, error)
@@ -169,7 +261,7 @@ class Reader:
     @property
     def idle(self) -> bool:
         """Whether no demand read is queued."""
-        return not self._demand
+        return not self._demand and not (self._ring and self._ring.busy)
 
     def _take_speculation(self, load: Load) -> list[Job]:
         """Remove a load's queued jobs. A worker may take some at the same time: both are atomic."""
@@ -188,13 +280,7 @@ class Reader:
             job = self._next()
             if job is None:  # cancelled since
                 continue
-            extent = job.extent
-            error: Exception | None = None
-            try:
-                self._files[extent.path].read(self._memory, job.start, extent.offset, extent.nbytes)
-            except Exception as caught:  # every error belongs to the thread that waits
-                error = caught
-            job.load.arrived(job.part, error)
+            job.load.arrived(job.part, _read(self._files, self._memory, job))
 
     def _next(self) -> Job | None:
         for queue in (self._demand, self._speculation):

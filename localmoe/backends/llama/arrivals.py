@@ -28,7 +28,7 @@ class Arrivals:
             return False
         rows = Tensor.from_address(whole.src[1])
         one_token = whole.ne[2] == rows.ne[2] == whole.ne[3] == rows.ne[3] == 1
-        return one_token and whole.type == rows.type == TYPE_F32
+        return bool(one_token and whole.type == rows.type == TYPE_F32)
 
     def run(self, node: int, slots: Sequence[int], groups: Iterable[Sequence[int]]) -> None:
         """Compute the product at this address, group by group.
