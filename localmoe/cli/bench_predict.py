@@ -109,7 +109,7 @@ def _show(answer: dict[str, Any]) -> None:
     for name in ("recall", *(f"#{rank + 1} true" for rank in ranks)):
         table.add_column(name, justify="right", no_wrap=True)
     for cache in next(iter(answer["predictors"].values()))["caches"]:
-        table.add_column(f"of misses, {cache['slots']} slots", justify="right")
+        table.add_column(f"at {cache['slots']}", justify="right", no_wrap=True)
     for name, score in answer["predictors"].items():
         shares = [score["recall"], *(score["rank_precision"][rank] for rank in ranks)]
         named = [cache["misses_named"] for cache in score["caches"]]
@@ -123,7 +123,8 @@ def _explanation(answer: dict[str, Any]) -> str:
     layers = len(answer["layers"])
     text = (
         f"{answer['scored_tokens']} tokens were scored, in {layers} layers that use "
-        f"{answer['experts_used']} of {answer['experts_per_layer']} experts."
+        f"{answer['experts_used']} of {answer['experts_per_layer']} experts. The last columns say how many of the misses were named, "
+        "with so many slots."
     )
     if answer["guess_seconds"]:
         text += f" A guess from a router takes {1e6 * answer['guess_seconds']:.0f} microseconds."

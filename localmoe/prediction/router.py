@@ -31,9 +31,10 @@ class Router:
             return probabilities.copy()
         logs: Floats = np.log(np.maximum(probabilities, _SMALLEST))
         if self.activation == "softmax":
-            return logs - logs.mean()
-        odds: Floats = logs - np.log(np.maximum(1 - probabilities, _SMALLEST))
-        return odds
+            scores: Floats = logs - logs.mean()
+        else:
+            scores = logs - np.log(np.maximum(1 - probabilities, _SMALLEST))
+        return scores
 
     def choice(self, scores: Floats) -> Floats:
         """Return by what the experts are ranked; only the order counts."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,8 @@ from localmoe.errors import EngineError
 
 ZooModel = Callable[[str], Path]
 TOKENS = [5, 9, 7, 30, 9, 11]
-SMALL = {"context_tokens": 64, "threads": 1}
+RESIDENT = Settings(context_tokens=64, threads=1)
+STREAMED = replace(RESIDENT, slots=12)
 
 
 @pytest.mark.parametrize("name", ["qwen3moe", "olmoe", "glm4moe", "gpt-oss"])
@@ -37,7 +39,7 @@ def test_a_router_applied_to_its_own_state_gives_the_choice(name: str, zoo_model
             assert scores - scores.mean() == pytest.approx(made - made.mean(), abs=1e-3)
         seen += 1
 
-    with load(zoo_model(name), Settings(slots=12, **SMALL)) as engine:
+    with load(zoo_model(name), STREAMED) as engine:
         engine.watch_routing(watch)
         for token in TOKENS:
             engine.decode([token])
@@ -46,9 +48,10 @@ def test_a_router_applied_to_its_own_state_gives_the_choice(name: str, zoo_model
 
 
 def test_watching_and_guessing_change_no_bit(zoo_model: ZooModel) -> None:
-    path, results = zoo_model("qwen3moe"), []
+    path = zoo_model("qwen3moe")
+    results = []
     for watched in (False, True):
-        with load(path, Settings(slots=12, **SMALL)) as engine:
+        with load(path, STREAMED) as engine:
             layers = {layer.layer: layer for layer in engine.catalog.layers}
             log = RoutingLog(layers, 1)
             engine.watch_routing(log.watch if watched else None)
@@ -62,7 +65,7 @@ def test_watching_and_guessing_change_no_bit(zoo_model: ZooModel) -> None:
 
 
 def test_forms_that_are_not_recognised_are_told_and_not_guessed(zoo_model: ZooModel) -> None:
-    with load(zoo_model("dbrx"), Settings(slots=12, **SMALL)) as engine:
+    with load(zoo_model("dbrx"), STREAMED) as engine:
         layers = {layer.layer: layer for layer in engine.catalog.layers}
         log = RoutingLog(layers, 1)
         engine.watch_routing(log.watch)
@@ -76,7 +79,7 @@ def test_forms_that_are_not_recognised_are_told_and_not_guessed(zoo_model: ZooMo
 
 def test_a_resident_model_has_nothing_to_watch(zoo_model: ZooModel) -> None:
     with (
-        load(zoo_model("qwen3moe"), Settings(**SMALL)) as engine,
+        load(zoo_model("qwen3moe"), RESIDENT) as engine,
         pytest.raises(EngineError, match="every expert is in memory"),
     ):
         engine.watch_routing(None)
