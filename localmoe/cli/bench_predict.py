@@ -123,8 +123,8 @@ def _explanation(answer: dict[str, Any]) -> str:
     layers = len(answer["layers"])
     text = (
         f"{answer['scored_tokens']} tokens were scored, in {layers} layers that use "
-        f"{answer['experts_used']} of {answer['experts_per_layer']} experts. The last columns say how many of the misses were named, "
-        "with so many slots."
+        f"{answer['experts_used']} of {answer['experts_per_layer']} experts. "
+        "The last columns say how many of the misses were named, with so many slots."
     )
     if answer["guess_seconds"]:
         text += f" A guess from a router takes {1e6 * answer['guess_seconds']:.0f} microseconds."

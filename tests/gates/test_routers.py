@@ -61,7 +61,7 @@ def test_watching_and_guessing_change_no_bit(zoo_model: ZooModel) -> None:
                 assert len(trace.routing) == len(TOKENS)
                 assert (trace.guesses["next_layer"][1:, 1:] >= 0).all()
             log.close()
-    assert np.array_equal(*results)
+    assert np.array_equal(results[0], results[1])
 
 
 def test_forms_that_are_not_recognised_are_told_and_not_guessed(zoo_model: ZooModel) -> None:

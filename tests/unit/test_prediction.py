@@ -17,8 +17,9 @@ E, D, K = 16, 8, 3
 
 
 def softmax(scores: Floats) -> Floats:
-    exponents: Floats = np.exp(scores - scores.max())
-    return exponents / exponents.sum()
+    exponents = np.exp(scores - scores.max())
+    shares: Floats = exponents / exponents.sum()
+    return shares
 
 
 class Model:
@@ -77,8 +78,12 @@ def test_scores_undo_the_activation_and_the_bias_counts_for_the_choice(
     activation: Activation,
 ) -> None:
     scores = np.array([0.5, -1, 2, 0], np.float32)
-    forward = {"softmax": softmax, "sigmoid": lambda x: 1 / (1 + np.exp(-x)), "none": np.array}
-    made = np.asarray(forward[activation](scores), np.float32)
+    by_name: dict[str, Floats] = {
+        "softmax": softmax(scores),
+        "sigmoid": 1 / (1 + np.exp(-scores)),
+        "none": scores,
+    }
+    made = by_name[activation].astype(np.float32)
     undone = Router(np.ones(4, np.float32), activation).scores(made)
     assert undone - undone.mean() == pytest.approx(scores - scores.mean(), abs=1e-5)
     bias = np.array([0, 9, 0, 0], np.float32)
