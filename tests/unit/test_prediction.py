@@ -80,10 +80,10 @@ def test_scores_undo_the_activation_and_the_bias_counts_for_the_choice(
     scores = np.array([0.5, -1, 2, 0], np.float32)
     by_name: dict[str, Floats] = {
         "softmax": softmax(scores),
-        "sigmoid": 1 / (1 + np.exp(-scores)),
+        "sigmoid": (1 / (1 + np.exp(-scores))).astype(np.float32),
         "none": scores,
     }
-    made = by_name[activation].astype(np.float32)
+    made = by_name[activation]
     undone = Router(np.ones(4, np.float32), activation).scores(made)
     assert undone - undone.mean() == pytest.approx(scores - scores.mean(), abs=1e-5)
     bias = np.array([0, 9, 0, 0], np.float32)
