@@ -52,6 +52,7 @@ class ExpertCache:
         self._policies = [policy(c.layers) for c in pool.classes]
         self._loading: dict[ExpertKey, Load] = {}
         self._speculative: set[ExpertKey] = set()
+        self._ahead: set[ExpertKey] = set()
         self._pins: dict[ExpertKey, int] = {}
         self._last_use: dict[ExpertKey, int] = {}
         self._clock = self._hits = self._misses = self._read_bytes = self._prefetched = (
@@ -153,8 +154,12 @@ class ExpertCache:
                 lease.slots[key.expert] = slot
                 if key in self._loading:
                     self._join(key, lease)
-        self._hits += len(keys) - len(missing)
-        self._misses += len(missing)
+        read = len(missing)
+        if self._ahead:  # what was read ahead was not found, either
+            read += len(self._ahead.intersection(keys))
+            self._ahead.difference_update(keys)
+        self._hits += len(keys) - read
+        self._misses += read
         if missing:
             self._fetch(missing, class_index, lease)
         return lease
@@ -162,8 +167,9 @@ class ExpertCache:
     def acquire_ahead(self, layer: int, ids: Iterable[int]) -> Lease | None:
         """Hold experts that will be asked for soon, and read what is missing behind what is queued.
 
-        Counts as prefetched, not as a request; `pending` are those that were missing. None where
-        the slots hold less than two layers: these would be in the way of what is asked for first.
+        Counts as prefetched, and as a miss when asked for; `pending` are those that were missing.
+        None where the slots hold less than two layers: these would be in the way of what is asked
+        for first.
         """
         class_index = self._pool.class_index(layer)
         if self._pool.limits[class_index] < 2 * self._pool.classes[class_index].widest_demand:
@@ -178,6 +184,7 @@ class ExpertCache:
             self._pins[key] = self._pins.get(key, 0) + 1
             self._last_use[key] = self._clock
         self._prefetched += len(missing)
+        self._ahead.update(missing)
         self._fetch(missing, class_index, lease)
         return lease
 
@@ -353,6 +360,7 @@ class ExpertCache:
         self._policies[class_index].remove(key)
         self._free[class_index].append(self._slot_of.pop(key))
         self._loading.pop(key, None)
+        self._ahead.discard(key)
         self._speculative.discard(key)
         self._warm.keys.discard(key)
         self._last_use.pop(key, None)
