@@ -18,7 +18,7 @@ import pytest
 
 import localmoe
 import zoo
-from localmoe.backends.llama import bindings, dry_run
+from localmoe.backends.llama import bindings, dry_run, parameters
 from localmoe.backends.llama.engine import LlamaEngine
 from localmoe.cache.lease import Lease
 from localmoe.errors import (
@@ -363,6 +363,16 @@ def test_untested_version_names_the_one_to_install(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(importlib.metadata, "version", lambda _: "0.2.1")
     with pytest.raises(EngineVersionError, match=r"pip install llama-cpp-python==0\.3\.36"):
         bindings._import_llama_cpp()
+
+
+def test_reasons_are_heard_after_somebody_else_took_the_log(tmp_path: Path) -> None:
+    """As llama-cpp-python's own engine does when it is imported."""
+    elsewhere: list[bytes] = []
+    listener = bindings.L.llama_log_callback(lambda _level, text, _user: elsewhere.append(text))
+    bindings.L.llama_log_set(listener, None)
+    with pytest.raises(ModelFormatError, match="failed to open"):
+        parameters.open_model([str(tmp_path / "missing.gguf")])
+    assert not elsewhere
 
 
 def test_other_layout_of_structures_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,15 +14,14 @@ from localmoe.backends.base import FloatArray, Logits, Stats
 from localmoe.backends.interrupts import DeferredInterrupt
 from localmoe.backends.llama import log, state
 from localmoe.backends.llama.bindings import L
-from localmoe.backends.llama.hook import Hook, RoutingWatch
-from localmoe.backends.llama.lending import Lender
+from localmoe.backends.llama.hook import RoutingWatch
 from localmoe.backends.llama.loader import LoadedModel
 from localmoe.backends.llama.marks import Marks
 from localmoe.backends.llama.parameters import output_limit
 from localmoe.backends.llama.source import ModelSource
+from localmoe.backends.llama.streaming import Streaming
 from localmoe.backends.llama.tokenizer import LlamaTokenizer
 from localmoe.cache.expert_cache import ExpertCache
-from localmoe.cache.profile import Profile
 from localmoe.cache.slots import SlotPool
 from localmoe.cache.stats import CacheStats
 from localmoe.errors import ContextFullError, EngineError, InterruptedDecodeError
@@ -38,27 +37,6 @@ _SAMPLING_KEYS = {
     "general.sampling.top_p": "top_p",
     "general.sampling.min_p": "min_p",
 }
-
-
-class Streaming:
-    """What a streamed model needs beside llama.cpp: slots, their cache, the hook, the lender."""
-
-    def __init__(self, pool: SlotPool, cache: ExpertCache, hook: Hook, lender: Lender) -> None:
-        self.pool, self.cache, self.hook, self.lender = pool, cache, hook, lender
-        self.profile: Profile | None = None
-        """Where it is kept which experts were used, if it is."""
-
-    def prepare(self, tokens: int) -> None:
-        """Give memory to slots or to compute buffers, whichever steps of so many tokens need."""
-        self.lender.prepare(tokens, self.hook.compute_buffer)
-
-    def close(self) -> None:
-        """End the reads, then free the slots."""
-        self.hook.close()
-        if self.profile:
-            self.profile.add(self.cache.uses())
-        self.cache.close()
-        self.pool.close()
 
 
 class LlamaEngine:

@@ -9,12 +9,13 @@ from pathlib import Path
 from localmoe.backends.llama import parameters
 from localmoe.backends.llama.bindings import L, Tensor
 from localmoe.backends.llama.dry_run import CHUNK_CANDIDATES, DryRunChild, dry_run
-from localmoe.backends.llama.engine import LlamaEngine, Streaming
+from localmoe.backends.llama.engine import LlamaEngine
 from localmoe.backends.llama.hook import Hook, PartOf
 from localmoe.backends.llama.kernels import Kernels
 from localmoe.backends.llama.lending import Lender
 from localmoe.backends.llama.loader import LoadedModel, load_model, read_resident
 from localmoe.backends.llama.source import ModelSource, open_source
+from localmoe.backends.llama.streaming import Streaming
 from localmoe.backends.llama.tensor_reads import TensorReads
 from localmoe.cache.expert_cache import ExpertCache
 from localmoe.cache.memory import CAN_RELEASE

@@ -24,12 +24,18 @@ def _record(level: int, text: bytes, _user: object) -> None:
 
 
 _callback = L.llama_log_callback(_record)
-L.llama_log_set(_callback, None)
 
 
 def clear() -> None:
-    """Forget what was logged so far."""
+    """Forget what was logged so far, and listen from now on.
+
+    llama.cpp has one listener, and whoever imports llama-cpp-python's own engine becomes it.
+    """
     _lines.clear()
+    L.llama_log_set(_callback, None)
+
+
+clear()
 
 
 def lines() -> list[str]:
