@@ -6,26 +6,29 @@ python benchmarks/tables.py
 from __future__ import annotations
 
 import json
-import statistics
 import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from cache_tables import (
+    eviction_table,
+    prediction_table,
+    reads_table,
+    start_table,
+    uring_table,
+    warm_start_table,
+)
+from limit_tables import layouts_table, limit_cases, limit_table, where_table
 from manifest import DATA
+from table_words import said, samples
 
 PAGE = DATA.parent / "README.md"
 LIMITS_PAGE = DATA.parents[1] / "limits.md"
 QUIET_LOAD = 0.5
 """A load average above this is work of others: nothing of ours runs before the first entry."""
 Record = dict[str, Any]
-
-
-def samples(values: list[float]) -> str:
-    """Return a median and all it was taken from."""
-    raw = ", ".join(f"{value:.2f}" for value in values)
-    return f"{statistics.median_low(values):.2f} | {raw}"
 
 
 def speeds(answers: list[dict[str, Any]]) -> list[float]:
@@ -122,103 +125,11 @@ def passes_table(record: Record) -> list[str]:
     ]
 
 
-def limit_table(record: Record) -> list[str]:
-    lines = ["| criterion | measured | wanted | holds |", "|---|---|---|---|"]
-    for name, line in record["verdict"].items():
-        value = "not measured" if line["value"] is None else f"{line['value']:.2f}"
-        if name.startswith("prefill: times"):
-            ratios = record["prefill"]["ratios"]
-            possible = statistics.median(one["possible_ratio"] for one in ratios)
-            value += f" (at the limit: {possible:.2f})"
-            if any(one["at_least"] for one in ratios):
-                value = f"at least {value}"
-        lines.append(f"| {name} | {value} | {line['wanted']} | {said(line['holds'])} |")
-    return [*lines, "", *limit_cases(record)]
-
-
-def limit_cases(record: Record) -> list[str]:
-    """Return the figures behind the fractions: medians of all rounds, and every fraction."""
-    lines = [
-        "| case | ms per token | reading | computing | waited | hits | fraction, rounds | by "
-        "`bench decode` itself | if read and computed in turn |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for part in ("decode", "demo", "trace"):
-        for name, rounds in record.get(part, {}).get("figures", {}).items():
-            middle = {
-                key: statistics.median(one[key] for one in rounds)
-                for key, value in rounds[0].items()
-                if isinstance(value, float)
-            }
-            ms = [
-                f"{1e3 * middle[key]:.1f}"
-                for key in ("token_seconds", "read_seconds", "compute_seconds", "stall_seconds")
-            ]
-            fractions = samples([one["fraction"] for one in rounds]).replace(" | ", ": ")
-            lines.append(
-                f"| {part}, {name} | {' | '.join(ms)} | {middle['hit_rate']:.1%} | {fractions} | "
-                f"{middle['own_fraction']:.2f} | {middle['fraction_if_added']:.2f} |"
-            )
-    return lines
-
-
-def where_table(record: Record) -> list[str]:
-    if "where" not in record:
-        return ["Not measured."]
-    where = record["where"]
-    parts = where["seconds_per_token"]
-    some = [one["where"] for one in where["raw"]]
-
-    def median(key: str) -> float:
-        return statistics.median(one[key] for one in some)
-
-    return [
-        "| part of a token | ms | share |",
-        "|---|---|---|",
-        *(
-            f"| {name} | {1e3 * value:.1f} | {value / sum(parts.values()):.0%} |"
-            for name, value in parts.items()
-        ),
-        "",
-        f"Per token: {median('questions'):.0f} questions "
-        f"({1e3 * median('question_seconds'):.1f} ms inside), {median('stops'):.0f} stops "
-        f"({1e3 * median('stop_seconds'):.1f} ms inside), {median('misses'):.0f} experts read; "
-        f"the reading threads used {1e3 * median('reader_cpu_seconds'):.1f} ms of processor time, "
-        f"the whole process {1e3 * median('process_cpu_seconds'):.0f} ms.",
-    ]
-
-
-def layouts_table(record: Record) -> list[str]:
-    lines = [
-        "| layout | ms per token | prefill, tok/s | ms per active expert of all layers | share of "
-        "experts in a token |",
-        "|---|---|---|---|---|",
-    ]
-    for name, decode in record["decode_token_seconds"].items():
-        active = record["by_active_experts"][name]
-        lines.append(
-            f"| {name} | {1e3 * decode['median']:.1f} | "
-            f"{record['prefill_tokens_per_second'][name]['median']:.0f} | "
-            f"{1e3 * active['seconds_per_active_expert']:.2f} | {active['share_of_experts']:.0%} |"
-        )
-    one = record["repack_one_expert"]
-    return [
-        *lines,
-        "",
-        f"{record['layers']} layers, all in memory. Logits equal to the last bit: "
-        f"{said(record['logits_equal'])}; the largest difference is "
-        f"{record['largest_difference'] / record['deviation_of_logits']:.2f} of the logits' "
-        f"deviation. One expert takes {1e3 * one['seconds']:.2f} ms to repack on one core, "
-        f"{one['bytes_per_second'] / 1e9:.1f} GB/s.",
-    ]
-
-
-def said(value: bool | None) -> str:
-    return {True: "yes", False: "NO", None: "not measured"}[value]
-
-
 def origin(record: Record, path: Path, page: Path) -> str:
     """Say where and when a table was measured, with a link from its page to the record."""
+    raw = f"Raw: [data/{path.name}]({path.relative_to(page.parent)})."
+    if "machine" not in record:  # put together by hand
+        return f"{record['time']}; {record['what']}. {raw}"
     machine, entry = record["machine"], record["entry"]
     load = entry["load_average"][0]
     state = "clean" if not record["changed_since_commit"] else "with changes"
@@ -227,7 +138,7 @@ def origin(record: Record, path: Path, page: Path) -> str:
         f"{machine['cores']} cores, {machine['memory_bytes'] / 2**30:.0f} GiB, "
         f"{machine['system']}; load average at the start {load:.1f}"
         + (": **other work ran on the machine meanwhile**. " if load > QUIET_LOAD else ". ")
-        + f"Raw: [data/{path.name}]({path.relative_to(page.parent)})."
+        + raw
     )
 
 
@@ -238,6 +149,13 @@ TABLES: dict[str, Callable[[Record], list[str]]] = {
     "prefill-passes-k1": passes_table,
     "prefill-passes-k8": passes_table,
     "soak": soak_table,
+    "eviction": eviction_table,
+    "warm-start": warm_start_table,
+    "warm-start-3gib": warm_start_table,
+    "reads": reads_table,
+    "reads-uring": uring_table,
+    "start": start_table,
+    "prediction": prediction_table,
 }
 LIMITS_TABLES: dict[str, tuple[str, Callable[[Record], list[str]]]] = {
     "limit": ("limit", limit_table),
