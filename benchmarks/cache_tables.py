@@ -147,7 +147,7 @@ def prediction_table(record: Record) -> list[str]:
         seconds = statistics.median(s for block in blocks for s in block["token_seconds"])
 
         def mean(key: str, of: list[Record] = blocks) -> float:
-            return statistics.mean(block[key] for block in of)
+            return float(statistics.mean(block[key] for block in of))
 
         lines.append(
             f"| {name} | {1e3 * seconds:.1f} | {record['verdict'][name]:.3f} | "

@@ -115,7 +115,7 @@ def where_table(record: Record) -> list[str]:
     some = [one["where"] for one in where["raw"]]
 
     def median(key: str) -> float:
-        return statistics.median(one[key] for one in some)
+        return float(statistics.median(one[key] for one in some))
 
     return [
         "| part of a token | ms | share |",
