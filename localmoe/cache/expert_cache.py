@@ -51,13 +51,9 @@ class ExpertCache:
         self._lent = [0] * len(pool.classes)
         self._policies = [policy(c.layers) for c in pool.classes]
         self._loading: dict[ExpertKey, Load] = {}
-        self._speculative: set[ExpertKey] = set()
         self._ahead: set[ExpertKey] = set()
         self._pins: dict[ExpertKey, int] = {}
-        self._last_use: dict[ExpertKey, int] = {}
-        self._clock = self._hits = self._misses = self._read_bytes = self._prefetched = (
-            self._cancelled
-        ) = 0
+        self._hits = self._misses = self._read_bytes = self._prefetched = 0
 
     @property
     def maxsize(self) -> int:
@@ -78,9 +74,7 @@ class ExpertCache:
 
     def stats(self) -> CacheStats:
         """Return a snapshot of the counters."""
-        return CacheStats(
-            self._hits, self._misses, self._read_bytes, self._prefetched, self._cancelled
-        )
+        return CacheStats(self._hits, self._misses, self._read_bytes, self._prefetched)
 
     def uses(self) -> dict[int, Uses]:
         """Return how often each layer's experts were used, where the policy counts that."""
@@ -97,8 +91,6 @@ class ExpertCache:
             keys = hottest(slot_class.layers, rates, len(self._free[index]))
             loads = [self._begin(key, index) for key in reversed(keys)]  # the hottest, most recent
             begun += reversed(loads)
-        for load in begun:
-            self._last_use[load.key] = self._clock
         self._prefetched += len(begun)
         self._warm.begin(begun)
         return len(begun)
@@ -134,26 +126,28 @@ class ExpertCache:
         return self._hold(layer, ids, ids)
 
     def _hold(self, layer: int, ids: Iterable[int], demand: Sequence[int]) -> Lease:
-        """Pin some experts of a layer; `demand` is all that it routed to."""
-        self._clock += 1
+        """Pin some experts of a layer; `demand` is all that it routed to.
+
+        A token comes by here once per layer while nothing is computed: so it is plain and short.
+        """
         self._warm.hold_off()
         class_index = self._pool.class_index(layer)
-        of_layer = self._keys[layer]
+        of_layer, slot_of, pins = self._keys[layer], self._slot_of, self._pins
         keys = [of_layer[expert] for expert in dict.fromkeys(ids)]
-        missing = [key for key in keys if not self._usable(key)]
+        is_here = self._usable if self._loading else slot_of.__contains__
+        missing = [key for key in keys if not is_here(key)]
         if missing:
             self._check_room(keys, len(missing), class_index)
         if demand:
             self._policies[class_index].demand(layer, demand)
-        lease = Lease(layer, self._release)
+        lease = Lease(layer, self._release, self._settle)
         for key in keys:
-            self._pins[key] = self._pins.get(key, 0) + 1
-            self._last_use[key] = self._clock
-            slot = self._slot_of.get(key)
+            pins[key] = pins.get(key, 0) + 1
+            slot = slot_of.get(key)
             if slot is not None:
                 lease.slots[key.expert] = slot
-                if key in self._loading:
-                    self._join(key, lease)
+        if self._loading:
+            self._join(keys, lease)
         read = len(missing)
         if self._ahead:  # what was read ahead was not found, either
             read += len(self._ahead.intersection(keys))
@@ -174,7 +168,7 @@ class ExpertCache:
         class_index = self._pool.class_index(layer)
         if self._pool.limits[class_index] < 2 * self._pool.classes[class_index].widest_demand:
             return None
-        lease = Lease(layer, self._release)
+        lease = Lease(layer, self._release, self._settle)
         missing = []
         for key in [self._keys[layer][expert] for expert in dict.fromkeys(ids)]:
             if self._usable(key):
@@ -182,7 +176,6 @@ class ExpertCache:
             else:
                 missing.append(key)
             self._pins[key] = self._pins.get(key, 0) + 1
-            self._last_use[key] = self._clock
         self._prefetched += len(missing)
         self._ahead.update(missing)
         self._fetch(missing, class_index, lease)
@@ -221,56 +214,18 @@ class ExpertCache:
         read = partial(self._read_part, self._layers[layer])
         return Sweep(self._layers[layer], lease, missing, slots, read, self._end_sweep)
 
-    def prefetch(self, layer: int, ids: Iterable[int], *, protect: int = 1) -> int:
-        """Start to read experts that may be wanted soon; return of how many.
-
-        Advisory: takes a free slot, or that of an expert which the last `protect` calls of
-        `acquire` did not use and no prefetch began since. Does nothing while demand reads are
-        queued, never waits, and its failures are forgotten.
-        """
-        class_index = self._pool.class_index(layer)
-        begun: list[Load] = []
-        for expert in dict.fromkeys(ids) if self._reader.idle else ():
-            key = self._keys[layer][expert]
-            if key in self._slot_of:
-                continue
-            if not self._free[class_index] and not self._has_stale_victim(class_index, protect):
-                break
-            load = self._begin(key, class_index, expected=True)
-            self._last_use[key] = self._clock
-            self._speculative.add(key)
-            begun.append(load)
-        self._prefetched += len(begun)
-        self._reader.submit(self._placement.jobs(begun), demand=False)
-        return len(begun)
-
-    def cancel_prefetches(self) -> int:
-        """Drop speculative reads that have not begun; return how many experts that were."""
-        before = self._cancelled
-        for key in list(self._speculative):
-            load = self._loading[key]
-            if not self._cancel(load):
-                continue
-            if load.n_remaining or load.error:
-                self._forget(key)
-            else:
-                self._speculative.remove(key)
-                del self._loading[key]
-        return self._cancelled - before
-
     def close(self) -> None:
         """Stop the reads and their threads. The slots belong to whoever made them."""
         self._warm.close()
         self._reader.close()
 
-    def _join(self, key: ExpertKey, lease: Lease) -> None:
-        """Make the lease wait for a hit that is still on its way."""
-        load = self._loading[key]
-        self._warm.keys.discard(key)
-        if key in self._speculative:
-            self._speculative.discard(key)
-            self._reader.promote(load)
-        lease.pending.append(load)
+    def _join(self, keys: Iterable[ExpertKey], lease: Lease) -> None:
+        """Make the lease wait for those that are still on their way."""
+        for key in keys:
+            load = self._loading.get(key)
+            if load:
+                self._warm.keys.discard(key)
+                lease.pending.append(load)
 
     def _fetch(self, missing: list[ExpertKey], class_index: int, lease: Lease) -> None:
         """Give the missing experts slots and start their reads, all at once."""
@@ -291,7 +246,7 @@ class ExpertCache:
         if key in self._warm.keys and self._warm.claim(load):  # a demand read begins at once
             self._forget(key)
             return False
-        if load.error and (key in self._speculative or key in self._warm.keys):
+        if load.error and key in self._warm.keys:
             load.drain()
             self._forget(key)
             return False
@@ -299,9 +254,11 @@ class ExpertCache:
 
     def _check_room(self, keys: list[ExpertKey], n_missing: int, class_index: int) -> None:
         """Raise BudgetError unless the missing keys fit beside all that is held."""
+        count = self._pool.limits[class_index] - self._lent[class_index]
+        if not self._pins and len(keys) <= count:
+            return
         held = {key for key in (*self._pins, *keys) if key in self._slot_of}
         n_held = sum(self._in(key, class_index) for key in held)
-        count = self._pool.limits[class_index] - self._lent[class_index]
         if n_held + n_missing > count:
             raise BudgetError(
                 f"layer {keys[0].layer} asks for {len(keys)} experts in one step, and of {count} "
@@ -311,11 +268,11 @@ class ExpertCache:
     def _in(self, key: ExpertKey, class_index: int) -> bool:
         return self._pool.class_index(key.layer) == class_index
 
-    def _begin(self, key: ExpertKey, class_index: int, *, expected: bool = False) -> Load:
+    def _begin(self, key: ExpertKey, class_index: int) -> Load:
         """Give a key a slot, evicting if need be, and make its load."""
         slot = self._take_slot(class_index)
         self._slot_of[key] = slot
-        self._policies[class_index].insert(key, expected=expected)
+        self._policies[class_index].insert(key)
         load = Load(key, slot, self._layers[key.layer].part_nbytes)
         self._loading[key] = load
         return load
@@ -336,24 +293,15 @@ class ExpertCache:
             key = self._keys[sweep.layer][expert]
             self._slot_of[key] = slot
             self._policies[class_index].insert(key)
-            self._last_use[key] = self._clock
         self._free[class_index].extend(set(sweep.slots) - set(whole.values()))
         self._lent[class_index] = 0
 
     def _evict(self, key: ExpertKey) -> None:
         """Free a slot; a read into it must have ended."""
         load = self._loading.get(key)
-        if load is not None and not self._warm.claim(load) and not self._cancel(load):
-            self._reader.promote(load)
+        if load is not None and not self._warm.claim(load):
             load.drain()
         self._forget(key)
-
-    def _cancel(self, load: Load) -> bool:
-        """Drop what is queued for a load; return whether nothing writes to its slot any more."""
-        quiet = self._reader.cancel(load)
-        if quiet and load.n_remaining:
-            self._cancelled += 1
-        return quiet
 
     def _forget(self, key: ExpertKey) -> None:
         class_index = self._pool.class_index(key.layer)
@@ -361,15 +309,7 @@ class ExpertCache:
         self._free[class_index].append(self._slot_of.pop(key))
         self._loading.pop(key, None)
         self._ahead.discard(key)
-        self._speculative.discard(key)
         self._warm.keys.discard(key)
-        self._last_use.pop(key, None)
-
-    def _has_stale_victim(self, class_index: int, protect: int) -> bool:
-        victim = self._policies[class_index].victim(self._pins)
-        if not victim or self._clock - self._last_use[victim] < protect:
-            return False
-        return victim not in self._loading or not self._loading[victim].n_remaining
 
     def _read_part(self, layer: MoeLayer, part: int, slots: Mapping[int, int]) -> list[Load]:
         """Start to read one part of these experts into their slots."""
@@ -378,6 +318,10 @@ class ExpertCache:
         self._reader.submit(self._placement.job(load, part) for load in loads)
         self._read_bytes += nbytes * len(loads)
         return loads
+
+    def _settle(self) -> None:
+        for policy in self._policies:
+            policy.settle()
 
     def _unpin(self, key: ExpertKey) -> None:
         count = self._pins.pop(key) - 1

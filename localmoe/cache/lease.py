@@ -12,10 +12,13 @@ from localmoe.cache.reader import Load
 class Lease:
     """Experts of one layer, pinned until closed. `slots` maps expert to slot number."""
 
-    def __init__(self, layer: int, release: Callable[[Lease], None]) -> None:
+    def __init__(
+        self, layer: int, release: Callable[[Lease], None], idle: Callable[[], None]
+    ) -> None:
+        """`idle` is called before a wait."""
         self.layer = layer
         self.slots: dict[int, int] = {}
-        self._release = release
+        self._release, self._idle = release, idle
         self.pending: list[Load] = []
         """Loads of this lease that were not complete when it was made."""
 
@@ -38,6 +41,7 @@ class Lease:
         while coming:
             away = [p for p in coming if (e := experts[p]) in loads and not loads[e].ready(part)]
             if len(away) == len(coming):
+                self._idle()
                 loads[experts[away[0]]].wait(part)
                 continue
             there = [place for place in coming if place not in away]

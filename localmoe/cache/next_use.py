@@ -37,6 +37,12 @@ def _age_rows() -> Ints:
     return np.minimum(rows, _N_AGES - 1).astype(np.int64) * _N_RATES
 
 
+def _columns(rates: Floats) -> Ints:
+    """Return the column of the table for each rate: two for each halving, from the float's bits."""
+    columns = (rates.view(np.int32) >> _RATE_SHIFT) - (_RATE_OF_ONE - _N_RATES + 1)
+    return np.maximum(columns, 0).astype(np.int64)
+
+
 _AGE_ROWS = _age_rows()
 
 
@@ -92,6 +98,8 @@ class NextUse:
         self._held = np.zeros((n_layers, width), bool)
         self._chances = Chances()
         self._steps = 0
+        self._real = np.array([[e < len(keys) for e in range(width)] for keys in self._keys])
+        self._postponed: dict[int, Sequence[int]] = {}
         # Of the held experts of each layer, the one that is expected last, and when.
         self._stale = set(range(n_layers))
         self._worst = np.full(n_layers, -np.inf, np.float32)
@@ -99,33 +107,31 @@ class NextUse:
         ways = (np.arange(n_layers) - np.arange(n_layers)[:, None] - 1) % n_layers + 1
         self._ways = (ways / n_layers).astype(np.float32)  # [from, to], in passes over all layers
         self._here = n_layers - 1
-        for row in range(n_layers):
-            self._foresee(row)
-        self._waits = self._chances.waits[self._cells]
+        self._waits = np.zeros((n_layers, width), np.float32)
+        self._foresee(np.arange(n_layers))
 
     def demand(self, layer: int, ids: Sequence[int]) -> None:
         """Learn from what a layer routed to; a prefill chunk counts as its tokens would."""
         row = self._rows[layer]
         self._here = row
+        if len(ids) == self._used[row]:
+            self._postpone(row, ids)
+            return
+        self.settle()
         tokens, rest = divmod(len(ids), self._used[row])
         table = np.array(ids, np.int64).reshape(tokens, -1) if tokens and not rest else None
         if table is None:  # not one token's experts, or several tokens' with some left out
             table = np.array(sorted(set(ids)), np.int64)[None]
-        self._counts[row] += np.bincount(table.ravel(), minlength=self._counts.shape[1])
         if len(table) > _LEARNED_TOKENS:
             self._skim(row, table[:-_LEARNED_TOKENS])
             table = table[-_LEARNED_TOKENS:]
         for experts in table:
-            self._step(row, experts)
-        self._waits[row] = self._chances.waits[self._cells[row]]
-        self._stale.add(row)
+            self._step(np.array([row]), [experts])
 
-    def insert(self, key: ExpertKey, *, expected: bool = False) -> None:
-        """Hold an expert; one that is expected counts as the next one until its layer came by."""
+    def insert(self, key: ExpertKey) -> None:
+        """Hold an expert."""
         row = self._rows[key.layer]
         self._held[row, key.expert] = True
-        if expected:
-            self._waits[row, key.expert] = 0
         self._stale.add(row)
 
     def remove(self, key: ExpertKey) -> None:
@@ -138,11 +144,13 @@ class NextUse:
 
     def victim(self, pinned: Container[ExpertKey]) -> ExpertKey | None:
         """Return the expert that is expected last and not pinned."""
-        for row in self._stale:
-            waits = np.where(self._held[row], self._waits[row], -np.inf)
-            self._worst_at[row] = at = waits.argmax()
-            self._worst[row] = waits[at]
-        self._stale.clear()
+        self.settle()
+        if self._stale:
+            rows = np.array(sorted(self._stale))
+            waits = np.where(self._held[rows], self._waits[rows], -np.inf)
+            self._worst_at[rows] = at = waits.argmax(axis=1)
+            self._worst[rows] = waits[np.arange(len(rows)), at]
+            self._stale.clear()
         expected = self._worst + self._ways[self._here]
         places = self._worst_at
         while True:
@@ -156,8 +164,20 @@ class NextUse:
                 places = places.copy()
             self._pass_over(row, pinned, expected, places)
 
+    def settle(self) -> None:
+        """Learn from what was demanded since the last time."""
+        if not self._postponed:
+            return
+        postponed, self._postponed = self._postponed, {}
+        by_length: dict[int, list[int]] = {}
+        for row, experts in postponed.items():
+            by_length.setdefault(len(experts), []).append(row)
+        for rows in by_length.values():
+            self._step(np.array(rows), [postponed[row] for row in rows])
+
     def uses(self) -> Mapping[int, Uses]:
         """Return what each layer's experts were used."""
+        self.settle()
         return {
             layer: Uses(float(self._tokens[row]), self._counts[row, : len(self._keys[row])].copy())
             for layer, row in self._rows.items()
@@ -177,17 +197,24 @@ class NextUse:
                 places[row] = at
                 return
 
-    def _step(self, row: int, experts: Ints) -> None:
-        """Learn from one token."""
-        cells, uses = self._cells[row], self._uses[row]
-        self._chances.learn(cells[: len(self._keys[row])], cells[experts])
-        uses *= _DECAY
-        uses[experts] += 1
-        self._weight[row] = self._weight[row] * _DECAY + 1
-        self._last[row, experts] = self._tokens[row]
-        self._tokens[row] += 1
-        self._foresee(row)
-        self._steps += 1
+    def _postpone(self, row: int, experts: Sequence[int]) -> None:
+        """Learn from a layer's token later, together with the other layers': one by one is slow."""
+        if row in self._postponed:
+            self.settle()
+        self._postponed[row] = experts
+
+    def _step(self, rows: Ints, ids: Sequence[Sequence[int] | Ints]) -> None:
+        """Learn from one token, in some layers that routed it to equally many experts."""
+        each, experts = rows[:, None], np.array(ids, np.int64)
+        self._chances.learn(self._cells[rows][self._real[rows]], self._cells[each, experts].ravel())
+        self._counts[each, experts] += 1
+        self._uses[rows] *= _DECAY
+        self._uses[each, experts] += 1
+        self._weight[rows] = self._weight[rows] * _DECAY + 1
+        self._last[each, experts] = self._tokens[each]
+        self._tokens[rows] += 1
+        self._foresee(rows)
+        self._steps += len(rows)
         if self._steps >= len(self._keys):
             self._chances.refresh(self._steps)
             self._steps = 0
@@ -195,6 +222,7 @@ class NextUse:
     def _skim(self, row: int, table: Ints) -> None:
         """Remember tokens without learning from each."""
         n, used = table.shape
+        self._counts[row] += np.bincount(table.ravel(), minlength=self._counts.shape[1])
         ages = np.repeat(np.arange(n)[::-1], used)
         self._uses[row] *= _DECAY**n
         self._uses[row] += np.bincount(
@@ -203,11 +231,11 @@ class NextUse:
         self._weight[row] = self._weight[row] * _DECAY**n + (1 - _DECAY**n) / (1 - _DECAY)
         self._last[row, table.ravel()] = self._tokens[row] + np.repeat(np.arange(n), used)
         self._tokens[row] += n
-        self._foresee(row)
 
-    def _foresee(self, row: int) -> None:
-        """Find the cell in which each expert of a layer will be at its next chance."""
-        ages = np.minimum(self._tokens[row] - self._last[row], _MAX_AGE)
-        rates = self._uses[row] * np.float32(1 / max(self._weight[row], 1))
-        columns = (rates.view(np.int32) >> _RATE_SHIFT) - (_RATE_OF_ONE - _N_RATES + 1)
-        self._cells[row] = _AGE_ROWS[ages] + np.maximum(columns, 0)
+    def _foresee(self, rows: Ints) -> None:
+        """Find the cell in which each expert of some layers will be at its next chance."""
+        ages = np.minimum(self._tokens[rows, None] - self._last[rows], _MAX_AGE)
+        rates = self._uses[rows] / np.maximum(self._weight[rows], 1).astype(np.float32)[:, None]
+        self._cells[rows] = _AGE_ROWS[ages] + _columns(rates)
+        self._waits[rows] = self._chances.waits[self._cells[rows]]
+        self._stale.update(rows.tolist())

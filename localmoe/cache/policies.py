@@ -30,8 +30,8 @@ class Policy(Protocol):
         """Note that these experts of a layer are demanded, held or not, row by row: [T * K]."""
         ...
 
-    def insert(self, key: ExpertKey, *, expected: bool = False) -> None:
-        """Hold an expert. `expected`: nobody demanded it, but somebody soon may."""
+    def insert(self, key: ExpertKey) -> None:
+        """Hold an expert."""
         ...
 
     def remove(self, key: ExpertKey) -> None:
@@ -40,6 +40,10 @@ class Policy(Protocol):
 
     def victim(self, pinned: Container[ExpertKey]) -> ExpertKey | None:
         """Return what to evict next that is not pinned; None if all are. Does not remove it."""
+        ...
+
+    def settle(self) -> None:
+        """Do what was put off: called while there is nothing to do but wait."""
         ...
 
     def uses(self) -> Mapping[int, Uses]:
@@ -52,37 +56,32 @@ MakePolicy = Callable[[Sequence[MoeLayer]], Policy]
 
 
 class Lru:
-    """Evicts the expert that was demanded longest ago, or one that was expected in vain."""
+    """Evicts the expert that was demanded longest ago."""
 
     def __init__(self, layers: Sequence[MoeLayer]) -> None:
         self._order: OrderedDict[ExpertKey, None] = OrderedDict()
-        self._expected: dict[int, set[int]] = {layer.layer: set() for layer in layers}
 
     def demand(self, layer: int, ids: Sequence[int]) -> None:
-        """Make the held ones the most recent; what was expected of this layer was a mistake."""
-        wanted = dict.fromkeys(ids)
-        for expert in self._expected[layer].difference(wanted):
-            self._order.move_to_end(ExpertKey(layer, expert), last=False)
-        self._expected[layer].clear()
-        for expert in wanted:
+        """Make the held ones the most recent."""
+        for expert in dict.fromkeys(ids):
             key = ExpertKey(layer, expert)
             if key in self._order:
                 self._order.move_to_end(key)
 
-    def insert(self, key: ExpertKey, *, expected: bool = False) -> None:
+    def insert(self, key: ExpertKey) -> None:
         """Hold an expert as the most recent one."""
         self._order[key] = None
-        if expected:
-            self._expected[key.layer].add(key.expert)
 
     def remove(self, key: ExpertKey) -> None:
         """Hold an expert no longer."""
         del self._order[key]
-        self._expected[key.layer].discard(key.expert)
 
     def victim(self, pinned: Container[ExpertKey]) -> ExpertKey | None:
         """Return the least recent expert that is not pinned."""
         return next((key for key in self._order if key not in pinned), None)
+
+    def settle(self) -> None:
+        """Nothing is put off."""
 
     def uses(self) -> Mapping[int, Uses]:
         """Return nothing: uses are not counted."""

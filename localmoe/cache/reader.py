@@ -113,12 +113,23 @@ class RingReads:
 
     def __init__(self, ring: Ring, files: Mapping[str, DirectFile], memory: HostMemory) -> None:
         self._ring, self._files, self._memory = ring, files, memory
+        self._direct = {
+            path: (file.descriptor, file.block)
+            for path, file in files.items()
+            if file.descriptor is not None
+        }
         self._jobs: dict[int, tuple[Job, int]] = {}
-        self._next_tag = 0
+        self._next_tag, self._address = 0, memory.address
 
     def takes(self, jobs: Sequence[Job]) -> bool:
         """Whether there is room for these reads, all of them direct and without a copy."""
-        return len(jobs) + len(self._jobs) <= _RING_DEPTH and all(map(self._is_plain, jobs))
+        if len(jobs) + len(self._jobs) > _RING_DEPTH:
+            return False
+        for extent, start, _, _ in jobs:
+            direct = self._direct.get(extent.path)
+            if direct is None or (extent.offset - start) % direct[1]:
+                return False
+        return True
 
     def submit(self, jobs: Sequence[Job]) -> None:
         """Start these reads: one of each load at a time, so that those given first come first."""
@@ -132,20 +143,15 @@ class RingReads:
         self._ring.submit()
 
     def _queue(self, job: Job, *, chained: bool) -> None:
-        file = self._files[job.extent.path]
-        lead = job.extent.offset % file.block
-        nbytes, tag = lead + job.extent.nbytes, self._next_tag
-        address, offset = self._memory.address + job.start - lead, job.extent.offset - lead
+        path, offset, nbytes = job.extent
+        descriptor, block = self._direct[path]
+        lead = offset % block
+        nbytes, tag = lead + nbytes, self._next_tag
         self._jobs[tag] = job, nbytes
         self._next_tag += 1
-        whole = round_up(nbytes, file.block)
-        self._ring.queue(file.descriptor or 0, address, whole, offset, tag, chained=chained)
-
-    @property
-    def busy(self) -> bool:
-        """Whether a read has not been seen to end."""
-        self.look()
-        return bool(self._jobs)
+        address = self._address + job.start - lead
+        whole = round_up(nbytes, block)
+        self._ring.queue(descriptor, address, whole, offset - lead, tag, chained=chained)
 
     def look(self, *, wait: bool = False) -> None:
         """Tell the loads what has come; with `wait`, once there is something."""
@@ -162,12 +168,6 @@ class RingReads:
             self.look(wait=True)
         self._ring.close()
 
-    def _is_plain(self, job: Job) -> bool:
-        file = self._files[job.extent.path]
-        if file.descriptor is None:
-            return False
-        return job.start % file.block == job.extent.offset % file.block
-
 
 def _read(files: Mapping[str, DirectFile], memory: HostMemory, job: Job) -> Exception | None:
     """Read now; return what went wrong: every error belongs to the thread that waits."""
@@ -180,7 +180,7 @@ def _read(files: Mapping[str, DirectFile], memory: HostMemory, job: Job) -> Exce
 
 
 class Reader:
-    """A few threads that take reads from two queues, demand first.
+    """A few threads that take reads from a queue; where there is io_uring, they take the long ones.
 
     Reads release the interpreter lock. `files` must hold every path that jobs name.
     """
@@ -189,8 +189,7 @@ class Reader:
         self._files, self._memory = files, memory
         ring = open_ring(_RING_DEPTH)
         self._ring = RingReads(ring, files, memory) if ring else None
-        self._demand: deque[Job] = deque()
-        self._speculation: deque[Job] = deque()
+        self._queue: deque[Job] = deque()
         self._closed = False
         # True for each queued job, False to stop: a C-level queue wakes one worker a token.
         self._tokens: SimpleQueue[bool] = SimpleQueue()
@@ -205,8 +204,8 @@ class Reader:
             self.close()
             raise
 
-    def submit(self, jobs: Iterable[Job], *, demand: bool = True) -> None:
-        """Queue reads; they start in this order, demand before any speculation."""
+    def submit(self, jobs: Iterable[Job]) -> None:
+        """Start reads, or queue them; they start in this order."""
         if self._closed:
             raise RuntimeError("the reader is closed: nothing would ever arrive")
         pieces: list[Job] = []
@@ -214,32 +213,12 @@ class Reader:
             cut = split(job, self._files[job.extent.path].block)
             job.load.expect(job.part, len(cut))
             pieces += cut
-        if demand and self._ring and self._ring.takes(pieces):
+        if self._ring and self._ring.takes(pieces):
             self._ring.submit(pieces)
             return
-        (self._demand if demand else self._speculation).extend(pieces)
+        self._queue.extend(pieces)
         for _ in pieces:
             self._tokens.put(True)
-
-    def promote(self, load: Load) -> None:
-        """Move what is still queued of a speculative load ahead, because it is needed now."""
-        for job in self._take_speculation(load):
-            self._demand.append(job)
-            self._tokens.put(True)  # its first token may have found the queue empty
-
-    def cancel(self, load: Load) -> bool:
-        """Drop a load unless a worker is reading for it, or a demand read is queued.
-
-        Returns True when nothing will be written to its slot any more; what was dropped never
-        arrives. Else its reads go on, behind the speculation that is queued.
-        """
-        jobs = self._take_speculation(load)
-        if len(jobs) == load.n_remaining:
-            return True
-        self._speculation.extend(jobs)
-        for _ in jobs:
-            self._tokens.put(True)
-        return False
 
     def close(self) -> None:
         """Finish the reads that have begun, fail the others, end the threads.
@@ -250,7 +229,11 @@ class Reader:
         if self._ring:
             self._ring.close()
             self._ring = None
-        while job := self._next():
+        while self._queue:
+            try:
+                job = self._queue.popleft()
+            except IndexError:  # a worker was faster
+                break
             error = ExpertReadError(*job.extent, OSError(errno.ECANCELED, "the reader was closed"))
             job.load.arrived(job.part, error)
         for _ in self._threads:
@@ -258,34 +241,10 @@ class Reader:
         for thread in self._threads:
             thread.join()
 
-    @property
-    def idle(self) -> bool:
-        """Whether no demand read is queued."""
-        return not self._demand and not (self._ring and self._ring.busy)
-
-    def _take_speculation(self, load: Load) -> list[Job]:
-        """Remove a load's queued jobs. A worker may take some at the same time: both are atomic."""
-        taken = []
-        for job in list(self._speculation):
-            if job.load is load:
-                try:
-                    self._speculation.remove(job)
-                except ValueError:  # a worker was faster
-                    continue
-                taken.append(job)
-        return taken
-
     def _work(self) -> None:
         while self._tokens.get():
-            job = self._next()
-            if job is None:  # cancelled since
+            try:
+                job = self._queue.popleft()
+            except IndexError:  # the reader was closed meanwhile
                 continue
             job.load.arrived(job.part, _read(self._files, self._memory, job))
-
-    def _next(self) -> Job | None:
-        for queue in (self._demand, self._speculation):
-            try:
-                return queue.popleft()
-            except IndexError:
-                continue
-        return None

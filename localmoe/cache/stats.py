@@ -15,5 +15,3 @@ class CacheStats:
     """Bytes of experts read on demand, without alignment slack."""
     prefetched: int = 0
     """Experts whose reading ahead of demand was begun."""
-    cancelled: int = 0
-    """Those of them that were dropped before they were read."""

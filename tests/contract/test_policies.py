@@ -80,28 +80,19 @@ def test_removing_a_key_that_is_not_held_is_an_error(policy: Policy) -> None:
         policy.remove(ExpertKey(1, 1))
 
 
-def test_what_was_expected_in_vain_goes_first(policy: Policy) -> None:
-    for _ in range(20):
-        policy.demand(1, [0, 1])
-        policy.demand(2, [0, 1])
-    for expert in (0, 1):
-        policy.insert(ExpertKey(1, expert))
-    policy.insert(ExpertKey(1, 9), expected=True)
-    policy.insert(ExpertKey(1, 8), expected=True)
-    policy.demand(1, [8, 0])
-    assert policy.victim(()) == ExpertKey(1, 9)
-
-
-def test_what_is_expected_is_kept_until_its_layer_comes_by(policy: Policy) -> None:
-    """Beside experts that come every second token."""
-    for token in range(20):
-        policy.demand(1, [token % 2, 2 + token % 2])
-        policy.demand(2, [token % 2, 2 + token % 2])
-    for expert in range(4):
-        policy.insert(ExpertKey(1, expert))
-    policy.insert(ExpertKey(2, 9), expected=True)
-    policy.demand(1, [0, 2])
-    assert policy.victim(()) != ExpertKey(2, 9)
+def test_settling_at_any_time_changes_no_victim(make: MakePolicy) -> None:
+    source = random.Random(7)
+    settled, left_alone = make(LAYERS), make(LAYERS)
+    for token in range(40):
+        for layer in (1, 2, 4):
+            ids = source.sample(range(16), 2)
+            for policy in (settled, left_alone):
+                policy.demand(layer, ids)
+                if token == 0:
+                    hold(policy, layer, *ids)
+        if source.random() < 0.5:
+            settled.settle()
+    assert evict_all(settled) == evict_all(left_alone)
 
 
 def test_a_chunk_of_many_tokens_counts_as_they_would_one_by_one(make: MakePolicy) -> None:
@@ -122,7 +113,7 @@ def test_a_chunk_of_many_tokens_counts_as_they_would_one_by_one(make: MakePolicy
 Step = tuple[str, int, list[int]]
 STEPS = st.lists(
     st.tuples(
-        st.sampled_from(["demand", "expect", "evict", "remove"]),
+        st.sampled_from(["demand", "hold", "evict", "remove"]),
         st.sampled_from([1, 2, 4]),
         st.lists(st.integers(0, 15), max_size=8),
     ),
@@ -150,9 +141,9 @@ def play(policy: Policy, steps: list[Step]) -> list[ExpertKey | None]:
                 assert victim in held - keys
                 policy.remove(victim)
                 held.discard(victim)
-        if what in ("demand", "expect"):
+        if what in ("demand", "hold"):
             for key in sorted(keys - held):
-                policy.insert(key, expected=what == "expect")
+                policy.insert(key)
             held |= keys
     assert sorted(evict_all(policy)) == sorted(held)
     return victims

@@ -123,10 +123,8 @@ class CacheMachine(RuleBasedStateMachine):
         self.open: dict[Lease, dict[ExpertKey, int]] = {}
         """Leases that are open, with the slots that they were given."""
         self.checked: set[Lease] = set()
-        self.requests = self.prefetched = self.cancelled = 0
+        self.requests = 0
         self.was_broken = False
-        self.recent: list[set[ExpertKey]] = []
-        """What each `acquire` asked for."""
         delays = random.Random(seed)
         self.rig.disk.delay_seconds = lambda: delays.choice((0.0, 0.0, 0.0002, 0.001))
 
@@ -154,14 +152,12 @@ class CacheMachine(RuleBasedStateMachine):
         if len(needed) > self.rig.pool.counts[of_class]:
             with pytest.raises(BudgetError):
                 self.cache.acquire(layer, ids)
-            self.recent.append(set())
             assert self.cache.stats() == before
             return None
         lease = self.cache.acquire(layer, ids)
         assert {ExpertKey(layer, e) for e in lease.slots} == keys
         self.open[lease] = {ExpertKey(layer, e): slot for e, slot in lease.slots.items()}
         self.requests += len(keys)
-        self.recent.append(keys)
         return lease
 
     @rule(lease=leases)
@@ -193,7 +189,6 @@ class CacheMachine(RuleBasedStateMachine):
         if self.cache.fits(layer, ids):
             return
         self.requests += len(set(ids))
-        self.recent.append({ExpertKey(layer, expert) for expert in ids})
         all_parts = range(len(self.rig.experts.layers[layer].parts))
         try:
             with closing(self.cache.sweep(layer, ids)) as sweep:
@@ -212,22 +207,7 @@ class CacheMachine(RuleBasedStateMachine):
             for expert, slot in slots.items():
                 wanted = self.rig.experts.expert(sweep.layer, expert)[part]
                 assert self.rig.at(sweep.layer, slot, part, len(wanted)) == wanted
-            self.prefetched += self.cache.prefetch(sweep.layer, ids)
         assert sorted(seen) == sorted(set(ids))
-
-    @rule(layer=LAYERS, ids=IDS, protect=st.integers(0, 4))
-    def prefetch(self, layer: int, ids: list[int], protect: int) -> None:
-        layer, ids = self.rig.choose(layer, ids)
-        demanded = set().union(*self.recent[len(self.recent) - protect :]) if protect else set()
-        safe = {key for key in demanded if key in self.cache}
-        self.prefetched += self.cache.prefetch(layer, ids, protect=protect)
-        assert all(key in self.cache for key in safe)
-
-    @rule()
-    def cancel_prefetches(self) -> None:
-        n_before = self.cache.currsize
-        dropped = self.cache.cancel_prefetches()
-        assert self.cache.currsize <= n_before - dropped
 
     @rule(layer=LAYERS, expert=st.integers(0, MOST_EXPERTS - 1), part=st.integers(0, 2))
     def break_part(self, layer: int, expert: int, part: int) -> None:
@@ -248,8 +228,6 @@ class CacheMachine(RuleBasedStateMachine):
         assert 0 <= self.cache.currsize <= self.cache.maxsize == sum(self.rig.pool.counts)
         stats = self.cache.stats()
         assert stats.hits + stats.misses == self.requests
-        assert stats.prefetched == self.prefetched
-        assert stats.cancelled <= stats.prefetched
 
     @invariant()
     def no_two_leased_experts_share_a_slot(self) -> None:

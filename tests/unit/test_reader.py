@@ -1,4 +1,4 @@
-"""Workers: demand before speculation, in order of use; cancelled, promoted, failed, closed."""
+"""Workers: reads in order of use, side by side; failed, cut in pieces, closed."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ class Rig:
         ]
         return load, jobs
 
-    def submit(self, *places: int, demand: bool = True) -> Load:
+    def submit(self, *places: int) -> Load:
         load, jobs = self.load(*places)
-        self.reader.submit(jobs, demand=demand)
+        self.reader.submit(jobs)
         return load
 
     def begun(self) -> list[int]:
@@ -134,97 +134,6 @@ def test_reads_begin_in_the_order_of_submission(rig: Rig) -> None:
     assert rig.begun() == [9, 2, 7, 1]
 
 
-def test_demand_goes_before_speculation(rig: Rig) -> None:
-    rig.disk.hold()
-    rig.submit(0)
-    rig.disk.wait_for_reads(1)
-    guess = rig.submit(1, 2, demand=False)
-    assert rig.reader.idle
-    rig.submit(3, 4)
-    assert not rig.reader.idle
-    rig.disk.resume()
-    guess.drain()
-    assert rig.begun() == [0, 3, 4, 1, 2]
-    assert rig.reader.idle
-
-
-def test_a_promoted_load_goes_before_other_speculation(rig: Rig) -> None:
-    rig.disk.hold()
-    rig.submit(0)
-    rig.disk.wait_for_reads(1)
-    other, wanted = rig.submit(1, demand=False), rig.submit(2, 3, demand=False)
-    rig.reader.promote(wanted)
-    rig.disk.resume()
-    other.drain()
-    assert rig.begun() == [0, 2, 3, 1]
-    assert wanted.n_remaining == 0
-
-
-def test_promoting_what_is_under_way_changes_nothing(rig: Rig) -> None:
-    rig.disk.hold()
-    guess = rig.submit(1, 2, demand=False)
-    rig.disk.wait_for_reads(1)
-    rig.reader.promote(guess)
-    rig.reader.promote(guess)
-    rig.disk.resume()
-    guess.drain()
-    rig.reader.promote(guess)
-    assert rig.begun() == [1, 2]
-
-
-def test_a_queued_load_can_be_cancelled(rig: Rig) -> None:
-    rig.disk.hold()
-    rig.submit(0)
-    rig.disk.wait_for_reads(1)
-    guess, other = rig.submit(1, 2, demand=False), rig.submit(3, demand=False)
-    assert rig.reader.cancel(guess)
-    assert guess.n_remaining == 2
-    rig.disk.resume()
-    other.drain()
-    assert rig.begun() == [0, 3]
-
-
-def test_a_load_under_way_is_not_cancelled_and_arrives_whole(rig: Rig) -> None:
-    rig.disk.hold()
-    guess = rig.submit(1, 2, 3, demand=False)
-    rig.disk.wait_for_reads(1)
-    assert not rig.reader.cancel(guess)
-    rig.disk.resume()
-    guess.drain()
-    assert rig.begun() == [1, 2, 3]
-
-
-def test_a_load_between_two_reads_can_be_cancelled(rig: Rig) -> None:
-    """Its slot may be given away: no worker writes to it, and none will."""
-    rig.disk.hold()
-    guess = rig.submit(1, 2, demand=False)
-    rig.disk.wait_for_reads(1)
-    wanted = rig.submit(8)
-    rig.disk.let(1)
-    rig.disk.wait_for_reads(2)
-    assert rig.reader.cancel(guess)
-    assert guess.n_remaining == 1
-    rig.disk.resume()
-    wanted.wait(0)
-    assert rig.begun() == [1, 8]
-
-
-def test_what_has_arrived_cancels_to_nothing(rig: Rig) -> None:
-    guess = rig.submit(1, demand=False)
-    guess.drain()
-    assert rig.reader.cancel(guess)
-    assert guess.n_remaining == 0
-
-
-def test_a_demand_load_is_not_cancelled(rig: Rig) -> None:
-    rig.disk.hold()
-    rig.submit(0)
-    wanted = rig.submit(1)
-    assert not rig.reader.cancel(wanted)
-    rig.disk.resume()
-    wanted.wait(0)
-
-
 def test_reads_run_side_by_side(make_rig: Callable[[int], Rig]) -> None:
     rig = make_rig(3)
     rig.disk.hold()
@@ -265,7 +174,7 @@ def test_the_worker_survives_an_error(rig: Rig) -> None:
 
 def test_close_ends_what_has_begun_and_fails_the_rest(rig: Rig) -> None:
     rig.disk.hold()
-    begun, queued, guess = rig.submit(0), rig.submit(1), rig.submit(2, demand=False)
+    begun, queued, last = rig.submit(0), rig.submit(1), rig.submit(2)
     rig.disk.wait_for_reads(1)
     waiter = in_thread(lambda: queued.wait(0))
     closing = in_thread(rig.reader.close)
@@ -277,7 +186,7 @@ def test_close_ends_what_has_begun_and_fails_the_rest(rig: Rig) -> None:
     closing()
     begun.wait(0)
     assert rig.arrived(0)
-    assert guess.error is not None
+    assert last.error is not None
     assert rig.begun() == [0]
 
 

@@ -61,7 +61,6 @@ def test_a_few_reads_need_no_worker(rig: Rig) -> None:
             load.wait(part)
             assert load.ready(part)
             assert rig.at(i + 10 * part) == bytes([i + 10 * part]) * PART
-    assert rig.reader.idle
 
 
 def test_more_than_fit_are_left_to_the_workers(rig: Rig) -> None:
@@ -75,12 +74,6 @@ def test_a_part_that_must_be_moved_is_left_to_a_worker(rig: Rig) -> None:
     load = rig.submit(3, shift=rig.file.block // 2)
     assert load.ring is None
     load.drain()
-
-
-def test_the_reader_is_not_idle_until_all_has_come(rig: Rig) -> None:
-    load = rig.submit(1, 2)
-    load.drain()
-    assert rig.reader.idle
 
 
 def test_what_a_truncated_file_lacks_is_one_error_and_the_rest_arrives(rig: Rig) -> None:

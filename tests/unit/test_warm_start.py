@@ -110,15 +110,6 @@ def test_a_read_that_fails_is_forgotten_and_tried_again_on_demand(rig: CacheRig)
     assert rig.cache.stats().misses == 2
 
 
-def test_cancelled_guesses_leave_it_alone(rig: CacheRig) -> None:
-    rig.disk.hold()
-    rig.cache.warm_up(RATES)
-    assert rig.cache.cancel_prefetches() == 0
-    assert rig.cache.currsize == 6
-    rig.disk.resume()
-    rig.use(0, 1)
-
-
 def test_closing_does_not_wait_for_what_has_not_begun(rig: CacheRig) -> None:
     rig.disk.delay_seconds = lambda: 0.01
     before = threading.active_count()

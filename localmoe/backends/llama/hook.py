@@ -45,6 +45,7 @@ _Group = TypeVar("_Group")
 RoutingWatch = Callable[[int, int, Sequence[int]], None]
 """Gets the graph node that gathers the routing weights, the layer, and its experts, [T * K]."""
 _ROUTED = b"ffn_moe_weights-"
+_WATCHED = frozenset({OP_MUL_MAT_ID, OP_ADD_ID, OP_GET_ROWS})
 _SRC0, _SRC1, _SRC2 = (SRC_OFFSET + i * POINTER_NBYTES for i in range(3))
 _WHAT_TO_DO = (
     "This architecture cannot be streamed with this version of llama.cpp; give it enough --memory "
@@ -138,7 +139,11 @@ class Hook:
         # An exception cannot pass through C: `finish` raises it.
         try:
             if self.error is None:
-                return self._ask(node) if ask else self._computed(node)
+                if not ask:
+                    return self._computed(node)
+                # Asked 1,500 times a token, about 24 nodes that matter: no call for the others.
+                op = C.c_int.from_address(node + OP_OFFSET).value
+                return op in _WATCHED and self._ask(node, op)
         except BaseException as error:
             self.error = error
         return ask and self._refuse(node)
@@ -152,22 +157,16 @@ class Hook:
         self._leave_out(node)
         return True
 
-    def _ask(self, node: int) -> bool:
+    def _ask(self, node: int, op: int) -> bool:
         """Return whether to stop after this node; wait for what it needs."""
-        op = C.c_int.from_address(node + OP_OFFSET).value
-        if op == OP_MUL_MAT_ID:
-            return self._before_product(node, _SRC0)
-        if op == OP_ADD_ID:
-            return self._before_product(node, _SRC1)
         if op == OP_GET_ROWS:
             return self._is_routing(node) or self._reads_scales(node)
-        return False
+        return self._before_product(node, _SRC0 if op == OP_MUL_MAT_ID else _SRC1)
 
     def _computed(self, node: int) -> bool:
         left_out = self._put_back()
         if left_out and self._ids:
             self._compute(node, left_out.part, self._ids)
-            return True
         op = C.c_int.from_address(node + OP_OFFSET).value
         if op == OP_GET_ROWS:
             if self._is_routing(node):
