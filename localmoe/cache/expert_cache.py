@@ -11,7 +11,7 @@ from localmoe.cache.placement import Placement
 from localmoe.cache.policies import Lru, MakePolicy, UseRates, Uses
 from localmoe.cache.reader import Load, Reader
 from localmoe.cache.slots import SlotPool
-from localmoe.cache.stats import CacheStats
+from localmoe.cache.stats import CacheStats, Counters
 from localmoe.cache.sweep import Sweep
 from localmoe.cache.warm_start import WarmStart, hottest
 from localmoe.errors import BudgetError
@@ -51,9 +51,9 @@ class ExpertCache:
         self._lent = [0] * len(pool.classes)
         self._policies = [policy(c.layers) for c in pool.classes]
         self._loading: dict[ExpertKey, Load] = {}
-        self._ahead: set[ExpertKey] = set()
         self._pins: dict[ExpertKey, int] = {}
-        self._hits = self._misses = self._read_bytes = self._prefetched = 0
+        self._counters = Counters()
+        self._settle = [policy.settle for policy in self._policies]
 
     @property
     def maxsize(self) -> int:
@@ -74,24 +74,23 @@ class ExpertCache:
 
     def stats(self) -> CacheStats:
         """Return a snapshot of the counters."""
-        return CacheStats(self._hits, self._misses, self._read_bytes, self._prefetched)
+        return self._counters.snapshot()
 
     def uses(self) -> dict[int, Uses]:
         """Return how often each layer's experts were used, where the policy counts that."""
         return {layer: uses for policy in self._policies for layer, uses in policy.uses().items()}
 
     def warm_up(self, rates: UseRates) -> int:
-        """Begin as earlier runs ended: read the experts that they used most into free slots.
+        """Read what earlier runs used most into free slots, while nothing is demanded.
 
-        In the background, while nothing is demanded; failures are forgotten. To be called once,
-        before anything else. Returns of how many experts.
+        To be called once, before anything else; failures are forgotten. Returns of how many.
         """
         begun: list[Load] = []
         for index, slot_class in enumerate(self._pool.classes):
             keys = hottest(slot_class.layers, rates, len(self._free[index]))
             loads = [self._begin(key, index) for key in reversed(keys)]  # the hottest, most recent
             begun += reversed(loads)
-        self._prefetched += len(begun)
+        self._counters.prefetched += len(begun)
         self._warm.begin(begun)
         return len(begun)
 
@@ -118,66 +117,44 @@ class ExpertCache:
     def acquire(self, layer: int, ids: Iterable[int]) -> Lease:
         """Pin these experts of a layer; start reads for those that are not in a slot.
 
-        `ids` are those of each token in turn, [T * K]; duplicates are allowed. Returns at once:
-        wait for parts on the lease. Raises BudgetError when the layer asks for more experts than
-        there are slots that nobody holds.
+        `ids` are those of each token in turn, [T * K]. Returns at once: wait for parts on the lease.
+        Raises BudgetError when that is more than there are slots that nobody holds.
         """
         ids = list(ids)
         return self._hold(layer, ids, ids)
 
     def _hold(self, layer: int, ids: Iterable[int], demand: Sequence[int]) -> Lease:
-        """Pin some experts of a layer; `demand` is all that it routed to.
-
-        A token comes by here once per layer while nothing is computed: so it is plain and short.
-        """
+        """Pin some experts of a layer; `demand` is all that it routed to."""
         self._warm.hold_off()
         class_index = self._pool.class_index(layer)
-        of_layer, slot_of, pins = self._keys[layer], self._slot_of, self._pins
+        of_layer = self._keys[layer]
         keys = [of_layer[expert] for expert in dict.fromkeys(ids)]
-        is_here = self._usable if self._loading else slot_of.__contains__
+        is_here = self._usable if self._loading else self._slot_of.__contains__
         missing = [key for key in keys if not is_here(key)]
         if missing:
             self._check_room(keys, len(missing), class_index)
         if demand:
             self._policies[class_index].demand(layer, demand)
-        lease = Lease(layer, self._release, self._settle)
-        for key in keys:
-            pins[key] = pins.get(key, 0) + 1
-            slot = slot_of.get(key)
-            if slot is not None:
-                lease.slots[key.expert] = slot
+        lease = self._pin(layer, keys)
         if self._loading:
             self._join(keys, lease)
-        read = len(missing)
-        if self._ahead:  # what was read ahead was not found, either
-            read += len(self._ahead.intersection(keys))
-            self._ahead.difference_update(keys)
-        self._hits += len(keys) - read
-        self._misses += read
+        self._counters.request(keys, len(missing))
         if missing:
             self._fetch(missing, class_index, lease)
         return lease
 
     def acquire_ahead(self, layer: int, ids: Iterable[int]) -> Lease | None:
-        """Hold experts that will be asked for soon, and read what is missing behind what is queued.
+        """Hold experts that will be asked for soon; `pending` are those that were missing.
 
-        Counts as prefetched, and as a miss when asked for; `pending` are those that were missing.
-        None where the slots hold less than two layers: these would be in the way of what is asked
-        for first.
+        None where the slots hold less than two layers: these would be in the way.
         """
         class_index = self._pool.class_index(layer)
         if self._pool.limits[class_index] < 2 * self._pool.classes[class_index].widest_demand:
             return None
-        lease = Lease(layer, self._release, self._settle)
-        missing = []
-        for key in [self._keys[layer][expert] for expert in dict.fromkeys(ids)]:
-            if self._usable(key):
-                lease.slots[key.expert] = self._slot_of[key]
-            else:
-                missing.append(key)
-            self._pins[key] = self._pins.get(key, 0) + 1
-        self._prefetched += len(missing)
-        self._ahead.update(missing)
+        keys = [self._keys[layer][expert] for expert in dict.fromkeys(ids)]
+        missing = [key for key in keys if not self._usable(key)]
+        lease = self._pin(layer, keys)
+        self._counters.read_ahead(missing)
         self._fetch(missing, class_index, lease)
         return lease
 
@@ -187,19 +164,19 @@ class ExpertCache:
             if key in self._slot_of and key not in self._pins and key not in self._loading:
                 self._forget(key)
 
-    def fits(self, layer: int, ids: Iterable[int]) -> bool:
+    def fits(self, layer: int, ids: Sequence[int]) -> bool:
         """Whether the slots could hold all of these experts of a layer at once."""
-        return len(set(ids)) <= self._pool.limits[self._pool.class_index(layer)]
+        limit = self._pool.limits[self._pool.class_index(layer)]
+        return len(ids) <= limit or len(set(ids)) <= limit
 
     def sweep(self, layer: int, ids: Iterable[int]) -> Sweep:
         """Serve more experts of a layer than fit at once: in groups, part by part.
 
-        Experts that are there already stay, so far as that leaves a few slots for the others. What
-        is not held is lent to the sweep until it is closed. A request counts as in `acquire`.
-        Raises BudgetError while anybody else holds experts of this size.
+        Experts that are there stay, so far as that leaves a few slots for the others; what is not
+        held is lent to it. Raises BudgetError while anybody else holds experts of this size.
         """
         class_index = self._pool.class_index(layer)
-        if self._lent[class_index] or any(self._in(key, class_index) for key in self._pins):
+        if self._lent[class_index] or self._n_held(self._pins, class_index):
             raise BudgetError(f"experts of layer {layer}'s size are in use: no sweep can begin")
         demand = list(ids)
         wanted = list(dict.fromkeys(demand))
@@ -208,7 +185,7 @@ class ExpertCache:
         lent = max(count - len(held), min(_LEAST_LENT, count // 2), 1)
         lease = self._hold(layer, held[: count - lent], demand)
         missing = [e for e in wanted if e not in lease.slots]
-        self._misses += len(missing)
+        self._counters.misses += len(missing)
         slots = [self._take_slot(class_index) for _ in range(lent)]
         self._lent[class_index] = lent
         read = partial(self._read_part, self._layers[layer])
@@ -218,6 +195,16 @@ class ExpertCache:
         """Stop the reads and their threads. The slots belong to whoever made them."""
         self._warm.close()
         self._reader.close()
+
+    def _pin(self, layer: int, keys: Iterable[ExpertKey]) -> Lease:
+        """Return a lease of these keys, with the slots of those that have one."""
+        lease, slot_of, pins = Lease(layer, self._release, self._settle), self._slot_of, self._pins
+        for key in keys:
+            pins[key] = pins.get(key, 0) + 1
+            slot = slot_of.get(key)
+            if slot is not None:
+                lease.slots[key.expert] = slot
+        return lease
 
     def _join(self, keys: Iterable[ExpertKey], lease: Lease) -> None:
         """Make the lease wait for those that are still on their way."""
@@ -232,7 +219,7 @@ class ExpertCache:
         loads = [self._begin(key, class_index) for key in missing]
         for load in loads:
             lease.slots[load.key.expert] = load.slot
-            self._read_bytes += load.nbytes
+            self._counters.read_bytes += load.nbytes
         lease.pending.extend(loads)
         self._reader.submit(self._placement.jobs(loads))
 
@@ -243,14 +230,14 @@ class ExpertCache:
         load = self._loading.get(key)
         if load is None:
             return True
-        if key in self._warm.keys and self._warm.claim(load):  # a demand read begins at once
-            self._forget(key)
-            return False
-        if load.error and key in self._warm.keys:
+        if key not in self._warm.keys:
+            return True
+        if not self._warm.claim(load):  # what was claimed is read on demand, at once
+            if not load.error:
+                return True
             load.drain()
-            self._forget(key)
-            return False
-        return True
+        self._forget(key)
+        return False
 
     def _check_room(self, keys: list[ExpertKey], n_missing: int, class_index: int) -> None:
         """Raise BudgetError unless the missing keys fit beside all that is held."""
@@ -258,23 +245,21 @@ class ExpertCache:
         if not self._pins and len(keys) <= count:
             return
         held = {key for key in (*self._pins, *keys) if key in self._slot_of}
-        n_held = sum(self._in(key, class_index) for key in held)
+        n_held = self._n_held(held, class_index)
         if n_held + n_missing > count:
             raise BudgetError(
                 f"layer {keys[0].layer} asks for {len(keys)} experts in one step, and of {count} "
                 f"slots {n_held + n_missing - len(keys)} are in use by others: sweep instead"
             )
 
-    def _in(self, key: ExpertKey, class_index: int) -> bool:
-        return self._pool.class_index(key.layer) == class_index
+    def _n_held(self, keys: Iterable[ExpertKey], class_index: int) -> int:
+        return sum(self._pool.class_index(key.layer) == class_index for key in keys)
 
     def _begin(self, key: ExpertKey, class_index: int) -> Load:
         """Give a key a slot, evicting if need be, and make its load."""
-        slot = self._take_slot(class_index)
-        self._slot_of[key] = slot
+        slot = self._slot_of[key] = self._take_slot(class_index)
         self._policies[class_index].insert(key)
-        load = Load(key, slot, self._layers[key.layer].part_nbytes)
-        self._loading[key] = load
+        load = self._loading[key] = Load(key, slot, self._layers[key.layer].part_nbytes)
         return load
 
     def _take_slot(self, class_index: int) -> int:
@@ -287,8 +272,7 @@ class ExpertCache:
 
     def _end_sweep(self, sweep: Sweep) -> None:
         """Take the slots back; experts that came to lie in them whole stay."""
-        class_index = self._pool.class_index(sweep.layer)
-        whole = sweep.contents
+        class_index, whole = self._pool.class_index(sweep.layer), sweep.contents
         for expert, slot in whole.items():
             key = self._keys[sweep.layer][expert]
             self._slot_of[key] = slot
@@ -308,31 +292,25 @@ class ExpertCache:
         self._policies[class_index].remove(key)
         self._free[class_index].append(self._slot_of.pop(key))
         self._loading.pop(key, None)
-        self._ahead.discard(key)
+        self._counters.forget(key)
         self._warm.keys.discard(key)
 
     def _read_part(self, layer: MoeLayer, part: int, slots: Mapping[int, int]) -> list[Load]:
         """Start to read one part of these experts into their slots."""
         nbytes, keys = layer.parts[part].expert_nbytes, self._keys[layer.layer]
-        loads = [Load(keys[expert], slot, (nbytes,)) for expert, slot in slots.items()]
+        loads = [Load(keys[e], slot, (nbytes,)) for e, slot in slots.items()]
         self._reader.submit(self._placement.job(load, part) for load in loads)
-        self._read_bytes += nbytes * len(loads)
+        self._counters.read_bytes += nbytes * len(loads)
         return loads
-
-    def _settle(self) -> None:
-        for policy in self._policies:
-            policy.settle()
-
-    def _unpin(self, key: ExpertKey) -> None:
-        count = self._pins.pop(key) - 1
-        if count:
-            self._pins[key] = count
 
     def _release(self, lease: Lease) -> None:
         for load in lease.pending:
             load.drain()
+        keys, pins = self._keys[lease.layer], self._pins
         for expert in lease.slots:
-            self._unpin(self._keys[lease.layer][expert])
+            count = pins.pop(keys[expert]) - 1
+            if count:
+                pins[keys[expert]] = count
         for load in lease.pending:
             if self._loading.get(load.key) is not load:
                 continue  # another lease on the same expert was closed first

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -13,12 +13,15 @@ class Lease:
     """Experts of one layer, pinned until closed. `slots` maps expert to slot number."""
 
     def __init__(
-        self, layer: int, release: Callable[[Lease], None], idle: Callable[[], None]
+        self,
+        layer: int,
+        release: Callable[[Lease], None],
+        meanwhile: Iterable[Callable[[], None]] = (),
     ) -> None:
-        """`idle` is called before a wait."""
+        """`meanwhile`: what is called before a wait, for it costs no time then."""
         self.layer = layer
         self.slots: dict[int, int] = {}
-        self._release, self._idle = release, idle
+        self._release, self._meanwhile = release, meanwhile
         self.pending: list[Load] = []
         """Loads of this lease that were not complete when it was made."""
 
@@ -41,7 +44,8 @@ class Lease:
         while coming:
             away = [p for p in coming if (e := experts[p]) in loads and not loads[e].ready(part)]
             if len(away) == len(coming):
-                self._idle()
+                for work in self._meanwhile:
+                    work()
                 loads[experts[away[0]]].wait(part)
                 continue
             there = [place for place in coming if place not in away]

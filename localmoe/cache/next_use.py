@@ -34,7 +34,8 @@ def _age_rows() -> Ints:
     ages = np.arange(_MAX_AGE + 1)
     far = _EXACT_AGES + 2 * np.log2(np.maximum(ages, 1) / _EXACT_AGES)
     rows = np.where(ages < _EXACT_AGES, ages, far.astype(np.int64))
-    return np.minimum(rows, _N_AGES - 1).astype(np.int64) * _N_RATES
+    table: Ints = np.minimum(rows, _N_AGES - 1).astype(np.int64) * _N_RATES
+    return table
 
 
 def _columns(rates: Floats) -> Ints:

@@ -1,4 +1,4 @@
-"""Worker threads that read expert parts: demand before speculation."""
+"""Reads of expert parts: a few through io_uring, many by worker threads."""
 
 from __future__ import annotations
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
+
+from localmoe.weights.catalog import ExpertKey
 
 
 @dataclass(frozen=True)
@@ -15,3 +18,32 @@ class CacheStats:
     """Bytes of experts read on demand, without alignment slack."""
     prefetched: int = 0
     """Experts whose reading ahead of demand was begun."""
+
+
+class Counters:
+    """What `CacheStats` is a snapshot of."""
+
+    def __init__(self) -> None:
+        self.hits = self.misses = self.read_bytes = self.prefetched = 0
+        self._ahead: set[ExpertKey] = set()
+
+    def request(self, keys: Collection[ExpertKey], n_missing: int) -> None:
+        """Count a request; what was read ahead and is asked for now was not found, either."""
+        if self._ahead:
+            n_missing += len(self._ahead.intersection(keys))
+            self._ahead.difference_update(keys)
+        self.hits += len(keys) - n_missing
+        self.misses += n_missing
+
+    def read_ahead(self, keys: Collection[ExpertKey]) -> None:
+        """Count experts that are read before they are asked for."""
+        self.prefetched += len(keys)
+        self._ahead.update(keys)
+
+    def forget(self, key: ExpertKey) -> None:
+        """An expert is not held any more: if it comes again, it is read again."""
+        self._ahead.discard(key)
+
+    def snapshot(self) -> CacheStats:
+        """Return what was counted so far."""
+        return CacheStats(self.hits, self.misses, self.read_bytes, self.prefetched)

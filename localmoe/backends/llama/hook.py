@@ -13,6 +13,7 @@ from __future__ import annotations
 import ctypes as C
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import NamedTuple, TypeVar
 
 from localmoe.backends.llama.arrivals import Arrivals
@@ -88,7 +89,8 @@ class Hook:
         self._sweep: Sweep | None = None
         self._left_out: _LeftOut | None = None
         self._ids: Ids | None = None
-        self._waited: set[int] = set()
+        self._all_parts = {n: frozenset(range(len(m.parts))) for n, m in layers.items()}
+        self._waited: AbstractSet[int] = frozenset()
         self._unrouted = set(layers)
         self._routed = 0
         self.compute_buffer: range | None = None
@@ -221,7 +223,7 @@ class Hook:
             self.split_layers += 1
             return
         self._lease = self._cache.acquire(layer, ids.experts)
-        self._waited = set() if self._lease.pending else set(range(len(self._layers[layer].parts)))
+        self._waited = set() if self._lease.pending else self._all_parts[layer]
         ids.assign(self._lease.slots)
         self._next_layer.routed(layer, ids.experts)
 
@@ -301,9 +303,10 @@ class Hook:
         self._note_waited(lease, part)
 
     def _note_waited(self, lease: Lease, part: int) -> None:
-        self._waited.add(part)
+        waited = {*self._waited, part}
         # What has come meanwhile needs no stop of its own.
-        for later in range(len(self._layers[lease.layer].parts)):
-            if later not in self._waited and lease.ready(later):
+        for later in self._all_parts[lease.layer] - waited:
+            if lease.ready(later):
                 lease.wait(later)
-                self._waited.add(later)
+                waited.add(later)
+        self._waited = waited

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes as C
 from collections.abc import Mapping
+from itertools import chain
 
 from localmoe.backends.llama.bindings import Tensor
 from localmoe.errors import ModelFormatError
@@ -21,7 +22,7 @@ class Ids:
         self.address = t.data
         row = C.c_int32 * used
         self._rows = [row.from_address(t.data + i * t.nb[1]) for i in range(rows)]
-        self.experts: list[int] = [expert for ids in self._rows for expert in ids]
+        self.experts: list[int] = list(chain.from_iterable(self._rows))
         if self.experts and not 0 <= min(self.experts) <= max(self.experts) < n_experts:
             raise ModelFormatError(
                 f"the router chose an expert outside of 0 to {n_experts - 1}: the model's weights "
