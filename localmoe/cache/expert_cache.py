@@ -117,8 +117,8 @@ class ExpertCache:
     def acquire(self, layer: int, ids: Iterable[int]) -> Lease:
         """Pin these experts of a layer; start reads for those that are not in a slot.
 
-        `ids` are those of each token in turn, [T * K]. Returns at once: wait for parts on the lease.
-        Raises BudgetError when that is more than there are slots that nobody holds.
+        `ids` are those of each token in turn, [T * K]. Returns at once: wait for parts on the
+        lease. Raises BudgetError when that is more than there are slots that nobody holds.
         """
         ids = list(ids)
         return self._hold(layer, ids, ids)
@@ -176,7 +176,7 @@ class ExpertCache:
         held is lent to it. Raises BudgetError while anybody else holds experts of this size.
         """
         class_index = self._pool.class_index(layer)
-        if self._lent[class_index] or self._n_held(self._pins, class_index):
+        if self._lent[class_index] or self._pool.count(self._pins, class_index):
             raise BudgetError(f"experts of layer {layer}'s size are in use: no sweep can begin")
         demand = list(ids)
         wanted = list(dict.fromkeys(demand))
@@ -245,15 +245,12 @@ class ExpertCache:
         if not self._pins and len(keys) <= count:
             return
         held = {key for key in (*self._pins, *keys) if key in self._slot_of}
-        n_held = self._n_held(held, class_index)
+        n_held = self._pool.count(held, class_index)
         if n_held + n_missing > count:
             raise BudgetError(
                 f"layer {keys[0].layer} asks for {len(keys)} experts in one step, and of {count} "
                 f"slots {n_held + n_missing - len(keys)} are in use by others: sweep instead"
             )
-
-    def _n_held(self, keys: Iterable[ExpertKey], class_index: int) -> int:
-        return sum(self._pool.class_index(key.layer) == class_index for key in keys)
 
     def _begin(self, key: ExpertKey, class_index: int) -> Load:
         """Give a key a slot, evicting if need be, and make its load."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import threading
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
 from localmoe.cache.memory import HUGE_PAGE_NBYTES, HostMemory, round_up
 from localmoe.errors import BudgetError
-from localmoe.weights.catalog import MoeLayer
+from localmoe.weights.catalog import ExpertKey, MoeLayer
 
 _KERNEL_ALIGNMENT_NBYTES = 64  # engines read a matrix with aligned vector loads
 _PAGE_NBYTES = 4096
@@ -168,6 +168,10 @@ class SlotPool:
     def class_index(self, layer: int) -> int:
         """Return which size class a layer belongs to."""
         return self._class_of[layer]
+
+    def count(self, keys: Iterable[ExpertKey], class_index: int) -> int:
+        """Return how many of these experts are of a size class."""
+        return sum(self.class_index(key.layer) == class_index for key in keys)
 
     def start(self, class_index: int, slot: int) -> int:
         """Return where a slot begins in `memory`, in bytes."""
