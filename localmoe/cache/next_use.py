@@ -14,6 +14,8 @@ _DECAY = 0.5 ** (1 / 64)
 """Of how often an expert is used: a use counts half after 64 tokens."""
 _LEARNED_TOKENS = 32
 """Of a prefill chunk, so many of its last tokens are looked at one by one."""
+_HELD_PER_LISTED = 32
+"""Of so many that are held, one is listed to go: the list serves the misses of a few layers."""
 _NEVER = -(1 << 20)
 _N_RATES = 21  # two for each halving of the rate, down to a thousandth
 _RATE_OF_ONE = 254  # 1.0 as float32, shifted by _RATE_SHIFT
@@ -101,10 +103,8 @@ class NextUse:
         self._steps = 0
         self._real = np.array([[e < len(keys) for e in range(width)] for keys in self._keys])
         self._postponed: dict[int, Sequence[int]] = {}
-        # Of the held experts of each layer, the one that is expected last, and when.
-        self._stale = set(range(n_layers))
-        self._worst = np.full(n_layers, -np.inf, np.float32)
-        self._worst_at = np.zeros(n_layers, np.int64)
+        self._n_held = 0
+        self._listed: list[ExpertKey] = []  # held experts that are expected last
         ways = (np.arange(n_layers) - np.arange(n_layers)[:, None] - 1) % n_layers + 1
         self._ways = (ways / n_layers).astype(np.float32)  # [from, to], in passes over all layers
         self._here = n_layers - 1
@@ -118,7 +118,7 @@ class NextUse:
         if len(ids) == self._used[row]:
             self._postpone(row, ids)
             return
-        self.settle()
+        self._learn()
         tokens, rest = divmod(len(ids), self._used[row])
         table = np.array(ids, np.int64).reshape(tokens, -1) if tokens and not rest else None
         if table is None:  # not one token's experts, or several tokens' with some left out
@@ -132,8 +132,8 @@ class NextUse:
     def insert(self, key: ExpertKey) -> None:
         """Hold an expert."""
         row = self._rows[key.layer]
+        self._n_held += not self._held[row, key.expert]
         self._held[row, key.expert] = True
-        self._stale.add(row)
 
     def remove(self, key: ExpertKey) -> None:
         """Hold an expert no longer."""
@@ -141,35 +141,47 @@ class NextUse:
         if not self._held[row, key.expert]:
             raise KeyError(key)
         self._held[row, key.expert] = False
-        self._stale.add(row)
+        self._n_held -= 1
 
     def victim(self, pinned: Container[ExpertKey]) -> ExpertKey | None:
         """Return the expert that is expected last and not pinned."""
-        self.settle()
-        if self._stale:
-            rows = np.array(sorted(self._stale))
-            waits = np.where(self._held[rows], self._waits[rows], -np.inf)
-            self._worst_at[rows] = at = waits.argmax(axis=1)
-            self._worst[rows] = waits[np.arange(len(rows)), at]
-            self._stale.clear()
-        expected = self._worst + self._ways[self._here]
-        places = self._worst_at
-        while True:
-            row = int(expected.argmax())
-            if expected[row] == -np.inf:
-                return None
-            key = self._keys[row][int(places[row])]
-            if key not in pinned:
-                return key
-            if places is self._worst_at:
-                places = places.copy()
-            self._pass_over(row, pinned, expected, places)
+        for count in (self._list_length(), self._n_held, 0):  # few, then all if those are pinned
+            while self._listed:
+                key = self._listed[-1]
+                if key not in pinned and self._may_go(key):
+                    return key
+                self._listed.pop()
+            self._learn()
+            self._list(count)
+        return None
 
     def settle(self) -> None:
-        """Learn from what was demanded since the last time."""
-        if not self._postponed:
-            return
+        """Learn from what was demanded since the last time, and see what may go next."""
+        self._learn()
+        self._list(self._list_length())
+
+    def _list_length(self) -> int:
+        """Return how many victims are chosen at once: few of those that are held."""
+        return max(1, self._n_held // _HELD_PER_LISTED)
+
+    def _may_go(self, key: ExpertKey) -> bool:
+        """Whether an expert is held still, and was not demanded since it was listed."""
+        row = self._rows[key.layer]
+        return bool(self._held[row, key.expert]) and key.expert not in self._postponed.get(row, ())
+
+    def _list(self, count: int) -> None:
+        """List those of the held experts that are expected last; the last one at the end."""
+        expected = np.where(self._held, self._waits + self._ways[self._here][:, None], -np.inf)
+        flat, count = expected.ravel(), min(count, self._n_held)
+        some = np.argpartition(-flat, count - 1)[:count] if count else np.zeros(0, np.int64)
+        width = expected.shape[1]
+        in_order = some[np.lexsort((-some, flat[some]))].tolist()
+        self._listed = [self._keys[at // width][at % width] for at in in_order]
+
+    def _learn(self) -> None:
+        """Learn from what was put off."""
         postponed, self._postponed = self._postponed, {}
+        self._listed.clear()
         by_length: dict[int, list[int]] = {}
         for row, experts in postponed.items():
             by_length.setdefault(len(experts), []).append(row)
@@ -178,30 +190,16 @@ class NextUse:
 
     def uses(self) -> Mapping[int, Uses]:
         """Return what each layer's experts were used."""
-        self.settle()
+        self._learn()
         return {
             layer: Uses(float(self._tokens[row]), self._counts[row, : len(self._keys[row])].copy())
             for layer, row in self._rows.items()
         }
 
-    def _pass_over(
-        self, row: int, pinned: Container[ExpertKey], expected: Floats, places: Ints
-    ) -> None:
-        """Put the worst expert of a layer that is not pinned in the place of one that is."""
-        waits = np.where(self._held[row], self._waits[row], -np.inf)
-        expected[row] = -np.inf
-        for at in np.argsort(-waits, kind="stable"):
-            if waits[at] == -np.inf:
-                return
-            if self._keys[row][int(at)] not in pinned:
-                expected[row] = waits[at] + self._ways[self._here, row]
-                places[row] = at
-                return
-
     def _postpone(self, row: int, experts: Sequence[int]) -> None:
         """Learn from a layer's token later, together with the other layers': one by one is slow."""
         if row in self._postponed:
-            self.settle()
+            self._learn()
         self._postponed[row] = experts
 
     def _step(self, rows: Ints, ids: Sequence[Sequence[int] | Ints]) -> None:
@@ -239,4 +237,3 @@ class NextUse:
         rates = self._uses[rows] / np.maximum(self._weight[rows], 1).astype(np.float32)[:, None]
         self._cells[rows] = _AGE_ROWS[ages] + _columns(rates)
         self._waits[rows] = self._chances.waits[self._cells[rows]]
-        self._stale.update(rows.tolist())
