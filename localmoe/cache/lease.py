@@ -18,7 +18,7 @@ class Lease:
         release: Callable[[Lease], None],
         meanwhile: Iterable[Callable[[], None]] = (),
     ) -> None:
-        """`meanwhile`: what is called before a wait, for it costs no time then."""
+        """`meanwhile`: what is called before a long wait, for it costs no time then."""
         self.layer = layer
         self.slots: dict[int, int] = {}
         self._release, self._meanwhile = release, meanwhile
@@ -44,8 +44,8 @@ class Lease:
         while coming:
             away = [p for p in coming if (e := experts[p]) in loads and not loads[e].ready(part)]
             if len(away) == len(coming):
-                for work in self._meanwhile:
-                    work()
+                if len(away) > 1:  # a single read is over sooner
+                    self._work_meanwhile()
                 loads[experts[away[0]]].wait(part)
                 continue
             there = [place for place in coming if place not in away]
@@ -54,6 +54,11 @@ class Lease:
                     loads[experts[place]].wait(part)  # raises if the read failed
             yield there
             coming = away
+
+    def _work_meanwhile(self) -> None:
+        for work in self._meanwhile:
+            work()
+        self._meanwhile = ()
 
     def close(self) -> None:
         """Unpin. Waits for reads under way first; experts whose read failed are forgotten."""
