@@ -29,6 +29,10 @@ MOST_SECONDS = 0.0005
 """A read takes up to this time more; a product takes less than a tenth of it."""
 
 
+READ_AHEAD = ("qwen3moe", "gpt-oss", "afmoe", "deepseek4", "gemma4", "grok", "jamba")
+"""Models with enough layers, and few enough experts, for a long step to read the next layer's."""
+
+
 def load(path: Path, slots: int | None) -> LlamaEngine:
     settings = localmoe.Settings(slots=slots, threads=2, prefill_chunk_tokens=16, context_tokens=64)
     engine = localmoe.load(path, settings)
@@ -85,11 +89,20 @@ def test_g11_experts_that_come_late_and_in_any_order_give_the_same_bits(
     path = zoo_model(name)
     with load(path, None) as engine:
         wanted = logits_of(engine)
-        demand, total = engine.catalog.token_demand, engine.catalog.n_experts_total
-        one_each = all(layer.n_experts_used == 1 for layer in engine.catalog.layers)
     assert groups == []
-    with load(path, demand) as engine:
+    with load(path, engine.catalog.token_demand) as engine:
         assert logits_of(engine) == wanted
+    one_each = all(layer.n_experts_used == 1 for layer in engine.catalog.layers)
     assert max(groups) > 1 or one_each, "all experts came at once: this tests nothing"
-    with load(path, total - 1) as engine:
+
+
+@pytest.mark.usefixtures("slow_reads")
+@pytest.mark.parametrize("name", READ_AHEAD)
+def test_g11_experts_that_are_read_ahead_give_the_same_bits(name: str, zoo_model: ZooModel) -> None:
+    path = zoo_model(name)
+    with load(path, None) as engine:
+        wanted = logits_of(engine)
+    with load(path, engine.catalog.n_experts_total - 1) as engine:
         assert logits_of(engine) == wanted
+        assert engine.cache
+        assert engine.cache.stats().prefetched > 0, "nothing was: this tests nothing"
