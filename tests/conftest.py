@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import zoo
+from localmoe.cache import reader
 
 # --- tiny generated models -----------------------------------------------------------------------
 
@@ -48,3 +49,12 @@ def python_handler() -> Iterator[None]:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+# --- reads that fail ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def reads_by_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have workers do all reads of experts: a ring does not ask a file's `_preadv`."""
+    monkeypatch.setattr(reader, "open_ring", lambda _: None)

@@ -110,6 +110,7 @@ def test_g6_an_answer_that_was_stopped_leaves_no_trace(engine: LlamaEngine) -> N
     assert finished(session.ask("and now")).text == wanted
 
 
+@pytest.mark.usefixtures("reads_by_workers")
 def test_g6_a_read_error_ends_an_answer_and_not_the_conversation(engine: LlamaEngine) -> None:
     session = session_on(engine)
     finished(session.ask("Hello there"))

@@ -134,6 +134,7 @@ def test_g6_a_saved_state_comes_back_here_and_in_a_fresh_engine(
             assert after_rewinding(other, end) == wanted
 
 
+@pytest.mark.usefixtures("reads_by_workers")
 @pytest.mark.parametrize("name", [name for name in ALL if name not in zoo.DENSE])
 def test_g6_a_decode_that_failed_leaves_no_trace(name: str, zoo_model: ZooModel) -> None:
     path = zoo_model(name)

@@ -81,6 +81,7 @@ def end_of_file() -> int:
     return 0
 
 
+@pytest.mark.usefixtures("reads_by_workers")
 @pytest.mark.parametrize(("fault", "number"), [(input_output_error, errno.EIO), (end_of_file, 0)])
 def test_failing_read_ends_that_decode_and_the_next_one_works(
     engine: LlamaEngine, fault: Callable[[], int], number: int
@@ -101,6 +102,7 @@ def test_failing_read_ends_that_decode_and_the_next_one_works(
         assert np.array_equal(engine.decode([TOKENS[i]]), wanted[i])
 
 
+@pytest.mark.usefixtures("reads_by_workers")
 def test_failing_read_in_prefill_leaves_the_position_where_it_was(engine: LlamaEngine) -> None:
     engine.decode(TOKENS[:3])
     preadv = break_reads(engine)
