@@ -43,7 +43,8 @@ def _age_rows() -> Ints:
 def _columns(rates: Floats) -> Ints:
     """Return the column of the table for each rate: two for each halving, from the float's bits."""
     columns = (rates.view(np.int32) >> _RATE_SHIFT) - (_RATE_OF_ONE - _N_RATES + 1)
-    return np.maximum(columns, 0).astype(np.int64)
+    found: Ints = np.maximum(columns, 0).astype(np.int64)
+    return found
 
 
 _AGE_ROWS = _age_rows()
