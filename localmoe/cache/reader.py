@@ -140,7 +140,11 @@ class RingReads:
         for chain in chains.values():
             for job in chain:
                 self._queue(job, chained=job is not chain[-1])
-        self._ring.submit()
+        try:
+            self._ring.submit()
+        except OSError:  # the kernel is short of something: read what it did not take by ourselves
+            for tag in self._ring.withdraw():
+                self._read(self._jobs.pop(tag)[0])
 
     def _queue(self, job: Job, *, chained: bool) -> None:
         path, offset, nbytes = job.extent
@@ -157,16 +161,19 @@ class RingReads:
         """Tell the loads what has come; with `wait`, once there is something."""
         for tag, result in self._ring.reap(wait=wait):
             job, needed = self._jobs.pop(tag)
-            error: Exception | None = None
             if result < needed:  # failed, cut short or cancelled: again, for the error or the rest
-                error = _read(self._files, self._memory, job)
-            job.load.arrived(job.part, error)
+                self._read(job)
+            else:
+                job.load.arrived(job.part, None)
 
     def close(self) -> None:
         """Wait for what is in flight."""
         while self._jobs:
             self.look(wait=True)
         self._ring.close()
+
+    def _read(self, job: Job) -> None:
+        job.load.arrived(job.part, _read(self._files, self._memory, job))
 
 
 def _read(files: Mapping[str, DirectFile], memory: HostMemory, job: Job) -> Exception | None:

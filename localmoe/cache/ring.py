@@ -92,7 +92,7 @@ class Ring:
         except BaseException:
             os.close(self._fd)
             raise
-        self._queued = 0
+        self._queued: list[int] = []
         self.in_flight = 0
         """Reads that were submitted and whose end was not seen yet."""
 
@@ -142,14 +142,22 @@ class Ring:
         entry.address, entry.nbytes, entry.offset, entry.tag = address, nbytes, offset, tag
         self._order[index] = index
         self._tail.value = (tail + 1) & 0xFFFF_FFFF
-        self._queued += 1
+        self._queued.append(tag)
 
     def submit(self) -> None:
         """Start what is queued. Raises OSError; what was not started then stays queued."""
         while self._queued:
-            begun = self._enter(self._queued, 0, 0)
-            self._queued -= begun
+            begun = self._enter(len(self._queued), 0, 0)
+            if not begun:
+                raise OSError(errno.EAGAIN, "io_uring_enter took nothing")
+            del self._queued[:begun]
             self.in_flight += begun
+
+    def withdraw(self) -> list[int]:
+        """Take back what is queued and was not started; return the tags."""
+        tags, self._queued = self._queued, []
+        self._tail.value = (self._tail.value - len(tags)) & 0xFFFF_FFFF
+        return tags
 
     def reap(self, *, wait: bool) -> list[tuple[int, int]]:
         """Return the tag and the result of each read that has ended, waiting for one if asked to.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from localmoe.cache.direct_file import DirectFile
 from localmoe.cache.memory import HostMemory
 from localmoe.cache.reader import Job, Load, Reader
-from localmoe.cache.ring import open_ring
+from localmoe.cache.ring import Ring, open_ring
 from localmoe.errors import ExpertReadError
 from localmoe.weights.catalog import ExpertKey, Extent
 
@@ -84,6 +85,29 @@ def test_what_a_truncated_file_lacks_is_one_error_and_the_rest_arrives(rig: Rig)
         load.wait(1)
     assert rig.at(2) == bytes([2]) * PART
     assert rig.at(4) == bytes([4]) * PART
+
+
+@pytest.mark.parametrize("n_taken", [0, 1, 4])
+def test_what_the_kernel_does_not_take_is_read_without_it(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, n_taken: int
+) -> None:
+    enter, left = Ring._enter, [n_taken]
+
+    def take_few(self: Ring, n_submit: int, n_wait: int, flags: int) -> int:
+        if not n_submit:
+            return enter(self, n_submit, n_wait, flags)
+        if not left[0]:
+            raise OSError(errno.EAGAIN, "no memory for a request")
+        begun = enter(self, min(n_submit, left[0]), 0, flags)
+        left[0] -= begun
+        return begun
+
+    monkeypatch.setattr(Ring, "_enter", take_few)
+    rig.submit(*range(6)).drain()
+    monkeypatch.undo()
+    rig.submit(6, 7).drain()
+    for place in range(8):
+        assert rig.at(place) == bytes([place]) * PART
 
 
 def test_closing_waits_for_reads_under_way(rig: Rig) -> None:

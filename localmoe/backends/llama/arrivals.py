@@ -95,5 +95,4 @@ def _describe(tensor: Tensor, like: Tensor, width: int, rows: int) -> None:
     """Give a tensor the shape [width, rows, 1, 1], and type and row stride of another one."""
     tensor.type, tensor.name, tensor.buffer = like.type, like.name, like.buffer
     tensor.ne[:] = [width, rows, 1, 1]
-
     tensor.nb[:] = [like.nb[0], like.nb[1], like.nb[1] * rows, like.nb[1] * rows]
