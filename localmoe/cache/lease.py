@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from types import TracebackType
-from typing import Self
 
 from localmoe.cache.reader import Load
+from localmoe.closing import Closing
 
 
-class Lease:
+class Lease(Closing):
     """Experts of one layer, pinned until closed. `slots` maps expert to slot number."""
 
     def __init__(
@@ -63,14 +62,3 @@ class Lease:
     def close(self) -> None:
         """Unpin. Waits for reads under way first; experts whose read failed are forgotten."""
         self._release(self)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

@@ -16,9 +16,8 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from types import TracebackType
-from typing import Self
 
+from localmoe.closing import Closing
 from localmoe.errors import EngineError, LocalMoeError, ModelFormatError, SettingsError
 from localmoe.settings import KvType
 
@@ -56,7 +55,7 @@ class DryRun:
     model_bytes: int
 
 
-class DryRunChild:
+class DryRunChild(Closing):
     """The child process: started early, it gets its imports done before it is asked.
 
     It answers one request. Close it, asked or not.
@@ -105,17 +104,6 @@ class DryRunChild:
                 with suppress(BrokenPipeError):
                     pipe.close()
         self._process.wait()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _send(self, values: Sequence[object]) -> None:
         if self._process.stdin:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 
@@ -24,6 +22,7 @@ from localmoe.backends.llama.tokenizer import LlamaTokenizer
 from localmoe.cache.expert_cache import ExpertCache
 from localmoe.cache.slots import SlotPool
 from localmoe.cache.stats import CacheStats
+from localmoe.closing import Closing
 from localmoe.errors import ContextFullError, EngineError, InterruptedDecodeError
 from localmoe.planning.plan import MemoryPlan
 from localmoe.weights.catalog import Catalog
@@ -39,7 +38,7 @@ _SAMPLING_KEYS = {
 }
 
 
-class LlamaEngine:
+class LlamaEngine(Closing):
     """Implements `backends.base.Engine`. Made by `backends.llama.load`."""
 
     def __init__(
@@ -226,17 +225,6 @@ class LlamaEngine:
         if self._streaming:
             self._streaming.close()
         self._source.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _request_interrupt(self, wanted: bool) -> None:
         self._interrupted = wanted

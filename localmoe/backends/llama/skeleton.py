@@ -12,13 +12,12 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Sequence
-from types import TracebackType
-from typing import Self
 
+from localmoe.closing import Closing
 from localmoe.weights.gguf_header import GgufHeader
 
 
-class Skeleton:
+class Skeleton(Closing):
     """One sparse stand-in per shard; `paths` are what llama.cpp opens. A context manager."""
 
     def __init__(self, headers: Sequence[GgufHeader]) -> None:
@@ -45,17 +44,6 @@ class Skeleton:
         for path in self._temporary:
             os.unlink(path)
         self._fds, self._temporary = [], []
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _add(self, header: GgufHeader) -> None:
         if hasattr(os, "memfd_create"):
