@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 from localmoe.cache.memory import HostMemory, round_up
 from localmoe.errors import ExpertReadError, ModelNotFoundError
+from localmoe.weights.catalog import Extent
 
 _F_NOCACHE = 48  # macOS <sys/fcntl.h>
 _BLOCK_CANDIDATES = (512, 4096)
@@ -91,6 +92,20 @@ class DirectFile:
             first = offset - offset % mmap.PAGESIZE  # the kernel keeps pages named in part only
             length = round_up(offset + nbytes, mmap.PAGESIZE) - first
             os.posix_fadvise(self._fd, first, length, os.POSIX_FADV_DONTNEED)
+
+
+def pieces(extent: Extent, start: int, block: int, longest_nbytes: int) -> list[tuple[Extent, int]]:
+    """Cut a long read to `start` into pieces that several threads can share: [(what, where to)].
+
+    Only where every piece can be placed without a copy: what is moved must stay in one piece.
+    """
+    path, offset, nbytes = extent
+    if nbytes <= longest_nbytes or offset % block != start % block:
+        return [(extent, start)]
+    cuts = [0, *range(longest_nbytes - offset % block, nbytes, longest_nbytes), nbytes]
+    return [
+        (Extent(path, offset + a, b - a), start + a) for a, b in zip(cuts, cuts[1:], strict=False)
+    ]
 
 
 def _open_direct(path: str) -> tuple[int, int]:

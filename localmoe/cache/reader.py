@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from queue import SimpleQueue
 from typing import NamedTuple
 
-from localmoe.cache.direct_file import DirectFile
+from localmoe.cache.direct_file import DirectFile, pieces
 from localmoe.cache.memory import HostMemory, round_up
 from localmoe.cache.ring import Ring, open_ring
 from localmoe.errors import ExpertReadError
@@ -94,18 +94,9 @@ class Job(NamedTuple):
 
 
 def split(job: Job, block: int) -> list[Job]:
-    """Cut a long read into pieces that several workers can share.
-
-    Only where every piece can be placed without a copy: a moved part must stay in one piece.
-    """
-    path, offset, nbytes = job.extent
-    if nbytes <= PIECE_NBYTES or offset % block != job.start % block:
-        return [job]
-    cuts = [0, *range(PIECE_NBYTES - offset % block, nbytes, PIECE_NBYTES), nbytes]
-    return [
-        job._replace(extent=Extent(path, offset + a, b - a), start=job.start + a)
-        for a, b in zip(cuts, cuts[1:], strict=False)
-    ]
+    """Cut a long read into pieces that several workers can share."""
+    cut = pieces(job.extent, job.start, block, PIECE_NBYTES)
+    return [job._replace(extent=extent, start=start) for extent, start in cut]
 
 
 class RingReads:
@@ -144,7 +135,7 @@ class RingReads:
             self._ring.submit()
         except OSError:  # the kernel is short of something: read what it did not take by ourselves
             for tag in self._ring.withdraw():
-                self._read(self._jobs.pop(tag)[0])
+                read_now(self._files, self._memory, self._jobs.pop(tag)[0])
 
     def _queue(self, job: Job, *, chained: bool) -> None:
         path, offset, nbytes = job.extent
@@ -162,7 +153,7 @@ class RingReads:
         for tag, result in self._ring.reap(wait=wait):
             job, needed = self._jobs.pop(tag)
             if result < needed:  # failed, cut short or cancelled: again, for the error or the rest
-                self._read(job)
+                read_now(self._files, self._memory, job)
             else:
                 job.load.arrived(job.part, None)
 
@@ -172,18 +163,16 @@ class RingReads:
             self.look(wait=True)
         self._ring.close()
 
-    def _read(self, job: Job) -> None:
-        job.load.arrived(job.part, _read(self._files, self._memory, job))
 
-
-def _read(files: Mapping[str, DirectFile], memory: HostMemory, job: Job) -> Exception | None:
-    """Read now; return what went wrong: every error belongs to the thread that waits."""
-    extent = job.extent
+def read_now(files: Mapping[str, DirectFile], memory: HostMemory, job: Job) -> None:
+    """Read and tell the load, which gets every error: it belongs to whoever waits."""
+    path, offset, nbytes = job.extent
+    error: Exception | None = None
     try:
-        files[extent.path].read(memory, job.start, extent.offset, extent.nbytes)
-    except Exception as error:
-        return error
-    return None
+        files[path].read(memory, job.start, offset, nbytes)
+    except Exception as caught:
+        error = caught
+    job.load.arrived(job.part, error)
 
 
 class Reader:
@@ -215,16 +204,16 @@ class Reader:
         """Start reads, or queue them; they start in this order."""
         if self._closed:
             raise RuntimeError("the reader is closed: nothing would ever arrive")
-        pieces: list[Job] = []
+        parts: list[Job] = []
         for job in jobs:
             cut = split(job, self._files[job.extent.path].block)
             job.load.expect(job.part, len(cut))
-            pieces += cut
-        if self._ring and self._ring.takes(pieces):
-            self._ring.submit(pieces)
+            parts += cut
+        if self._ring and self._ring.takes(parts):
+            self._ring.submit(parts)
             return
-        self._queue.extend(pieces)
-        for _ in pieces:
+        self._queue.extend(parts)
+        for _ in parts:
             self._tokens.put(True)
 
     def close(self) -> None:
@@ -254,4 +243,4 @@ class Reader:
                 job = self._queue.popleft()
             except IndexError:  # the reader was closed meanwhile
                 continue
-            job.load.arrived(job.part, _read(self._files, self._memory, job))
+            read_now(self._files, self._memory, job)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from localmoe.cache.direct_file import DirectFile
 from localmoe.cache.memory import HostMemory
 from localmoe.cache.policies import UseRates
-from localmoe.cache.reader import Job, Load
+from localmoe.cache.reader import Job, Load, read_now
 from localmoe.errors import ExpertReadError
 from localmoe.weights.catalog import ExpertKey, MoeLayer
 
@@ -104,15 +104,5 @@ class WarmStart:
                 load = self._queue.popleft()
             except IndexError:
                 return
-            self._read(load)
-
-    def _read(self, load: Load) -> None:
-        for job in self._jobs_of([load]):
-            extent = job.extent
-            error: Exception | None = None
-            try:
-                file = self._files[extent.path]
-                file.read(self._memory, job.start, extent.offset, extent.nbytes)
-            except Exception as caught:  # it belongs to whoever asks for the expert
-                error = caught
-            load.arrived(job.part, error)
+            for job in self._jobs_of([load]):
+                read_now(self._files, self._memory, job)

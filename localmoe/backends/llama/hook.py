@@ -294,12 +294,9 @@ class Hook:
             yield group
 
     def _wait(self, lease: Lease, part: int) -> None:
-        if not lease.ready(part):
-            start = time.perf_counter()
-            lease.wait(part)
-            self.stall_seconds += time.perf_counter() - start
-        else:
-            lease.wait(part)  # raises if the read failed
+        start = time.perf_counter()
+        lease.wait(part)
+        self.stall_seconds += time.perf_counter() - start
         self._note_waited(lease, part)
 
     def _note_waited(self, lease: Lease, part: int) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 
-from localmoe.cache.direct_file import DirectFile
+from localmoe.cache.direct_file import DirectFile, pieces
 from localmoe.cache.memory import HostMemory, round_up
 from localmoe.errors import EngineError
 from localmoe.weights.catalog import Extent
@@ -39,9 +39,9 @@ class TensorReads:
         self.memory = HostMemory(round_up(nbytes, 4096))
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="localmoe-load")
         self._reads: list[Future[int]] = [
-            self._pool.submit(self._read, piece, start)
+            self._pool.submit(self._read, *piece)
             for name, extent in tensors.items()
-            for piece, start in self._pieces(extent, self._starts[name])
+            for piece in pieces(extent, self._starts[name], files[extent.path].block, _PIECE_NBYTES)
         ]
 
     def address(self, name: str) -> int:
@@ -60,17 +60,6 @@ class TensorReads:
         """Finish the reads that have begun, drop the others, give the memory back."""
         self._pool.shutdown(cancel_futures=True)
         self.memory.close()
-
-    def _pieces(self, extent: Extent, start: int) -> Iterator[tuple[Extent, int]]:
-        """Cut a long tensor where every piece can be placed without a copy."""
-        block = self._files[extent.path].block
-        lead = extent.offset % block
-        if start % block != lead:
-            yield extent, start
-            return
-        cuts = [0, *range(_PIECE_NBYTES - lead, extent.nbytes, _PIECE_NBYTES), extent.nbytes]
-        for a, b in zip(cuts, cuts[1:], strict=False):
-            yield Extent(extent.path, extent.offset + a, b - a), start + a
 
     def _read(self, extent: Extent, start: int) -> int:
         self._files[extent.path].read(self.memory, start, extent.offset, extent.nbytes)
