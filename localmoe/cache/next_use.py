@@ -156,6 +156,12 @@ class NextUse:
             self._list(count)
         return None
 
+    def candidates(self, count: int) -> list[ExpertKey]:
+        """Return the experts that are expected last, the very last one at the front."""
+        self._learn()
+        self._list(count)
+        return self._listed[::-1]
+
     def settle(self) -> None:
         """Learn from what was demanded since the last time, and see what may go next."""
         self._learn()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Container, Mapping, Sequence
+from itertools import islice
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -40,6 +41,14 @@ class Policy(Protocol):
 
     def victim(self, pinned: Container[ExpertKey]) -> ExpertKey | None:
         """Return what to evict next that is not pinned; None if all are. Does not remove it."""
+        ...
+
+    def candidates(self, count: int) -> Sequence[ExpertKey]:
+        """Return up to `count` held experts, those to evict first at the front; all if fewer.
+
+        They stay right while nothing but their own eviction and demands happen: what is demanded
+        meanwhile is to be left out.
+        """
         ...
 
     def settle(self) -> None:
@@ -79,6 +88,10 @@ class Lru:
     def victim(self, pinned: Container[ExpertKey]) -> ExpertKey | None:
         """Return the least recent expert that is not pinned."""
         return next((key for key in self._order if key not in pinned), None)
+
+    def candidates(self, count: int) -> list[ExpertKey]:
+        """Return the least recent experts, in their order."""
+        return list(islice(self._order, count))
 
     def settle(self) -> None:
         """Nothing is put off."""

@@ -80,6 +80,18 @@ def test_removing_a_key_that_is_not_held_is_an_error(policy: Policy) -> None:
         policy.remove(ExpertKey(1, 1))
 
 
+def test_candidates_are_the_victims_to_come(policy: Policy) -> None:
+    assert list(policy.candidates(3)) == []
+    hold(policy, 1, 0, 1, 2, 3)
+    hold(policy, 4, 2)
+    policy.demand(1, [1])
+    first = policy.candidates(1)
+    assert list(first) == [policy.victim(())]
+    everything = list(policy.candidates(9))
+    assert everything == evict_all(policy)
+    assert list(policy.candidates(9)) == []
+
+
 def test_settling_at_any_time_changes_no_victim(make: MakePolicy) -> None:
     source = random.Random(7)
     settled, left_alone = make(LAYERS), make(LAYERS)
