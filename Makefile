@@ -61,7 +61,7 @@ clean:
 
 # The stamp comes last: a set-up that was interrupted is taken up again. Output goes to standard
 # error, so that `make run PROMPT=... >answer` holds the answer alone.
-$(READY): pyproject.toml $(if $(shell test -x $(BIN)/python && echo yes),,absent)
+$(READY): pyproject.toml hatch_build.py $(wildcard localmoe/native/*.[ch]) $(if $(shell test -x $(BIN)/python && echo yes),,absent)
 	@exec >&2; set -eu; rm -f $@; \
 	fail() { echo "localmoe: $$*"; exit 1; }; \
 	if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \

@@ -117,7 +117,7 @@ def breakdown(where: Answer, compute_seconds: float) -> Answer:
     parts = {
         "compute": compute_seconds,
         "stall": where["stall_seconds"],
-        "python": where["python_seconds"],
+        "callback": where["own_seconds"],
     }
     return {**parts, "rest": where["token_seconds"] - sum(parts.values())}
 

@@ -182,7 +182,7 @@ def measure_where(model: Path, limit_mib: int, rounds: int, tokens: int) -> Answ
         parts.append(breakdown(where, compute_seconds))
         say(f"round {number}, where: {parts[-1]}")
         raw.append({"where": where, "compute_seconds": compute_seconds})
-    names = ("compute", "stall", "python", "rest")
+    names = ("compute", "stall", "callback", "rest")
     return {
         "seconds_per_token": {n: statistics.median(p[n] for p in parts) for n in names},
         "parts": parts,

@@ -62,17 +62,14 @@ def replay(engine: LlamaEngine, trace: Trace) -> None:
     if wanted != found:
         raise SystemExit(f"the trace has (layers, experts, active) {wanted}, the model {found}")
     place = {layer.layer: index for index, layer in enumerate(layers)}
-    hook = engine._streaming.hook  # type: ignore[union-attr]
-    route = hook._route
+    hook = engine._streaming.callback  # type: ignore[union-attr]
 
     def exchange(node: int) -> None:
         layer = int(C.string_at(node + NAME_OFFSET + len(_PREFIX)))
         ids = _ids_of(node)
-        rows = trace.routing[engine.position : engine.position + len(ids), place[layer]]
-        ids[:] = rows
-        route(node)
+        ids[:] = trace.routing[engine.position : engine.position + len(ids), place[layer]]
 
-    hook._route = exchange
+    hook.exchange(exchange)
 
 
 def _ids_of(node: int) -> npt.NDArray[np.int32]:

@@ -126,8 +126,8 @@ def where_table(record: Record) -> list[str]:
         ),
         "",
         f"Per token: {median('questions'):.0f} questions "
-        f"({1e3 * median('question_seconds'):.1f} ms inside), {median('stops'):.0f} stops "
-        f"({1e3 * median('stop_seconds'):.1f} ms inside), {median('misses'):.0f} experts read; "
+        f"and {median('stops'):.0f} stops ({1e3 * median('callback_seconds'):.1f} ms inside), "
+        f"{median('misses'):.0f} experts read; "
         f"the reading threads used {1e3 * median('reader_cpu_seconds'):.1f} ms of processor time, "
         f"the whole process {1e3 * median('process_cpu_seconds'):.0f} ms.",
     ]

@@ -55,12 +55,12 @@ def where(job: Answer) -> Answer:
         counted_from = request.prompt_tokens + request.warm_up_tokens
         tokens = token_stream(counted_from + request.tokens, engine.tokenizer.n_vocab)
         _warm_up(engine, request, tokens)
-        before = probe.snapshot(engine.stats())
+        before = probe.snapshot(engine)
         began = time.perf_counter()
         for token in tokens[counted_from:]:
             engine.decode([token])
         seconds = time.perf_counter() - began
-        spent = limit_probe.per_token(before, probe.snapshot(engine.stats()), request.tokens)
+        spent = limit_probe.per_token(before, probe.snapshot(engine), request.tokens)
     return {"token_seconds": seconds / request.tokens, "tokens": request.tokens, **spent}
 
 

@@ -22,11 +22,11 @@ from matplotlib import pyplot as plt
 PUBLISHED = (0.16, 0.61)
 """The least and the most of the limit that published systems reach, by their own figures."""
 BEFORE, NOW = "#b8b8b8", "#1f6f8b"
-PARTS = {"compute": "#1f6f8b", "stall": "#d1495b", "python": "#edae49", "rest": "#8d96a3"}
+PARTS = {"compute": "#1f6f8b", "stall": "#d1495b", "callback": "#edae49", "rest": "#8d96a3"}
 LABELS = {
     "compute": "computing",
     "stall": "waiting for experts",
-    "python": "Python in the callback",
+    "callback": "the callback itself",
     "rest": "the rest",
 }
 FRACTION_PARTS = ("decode", "demo", "trace", "prefill")

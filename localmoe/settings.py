@@ -48,6 +48,8 @@ class Settings:
     profile_dir: Path | None = None
     """Where it is kept which experts were used, so that the next run begins with those in memory.
     None: not kept."""
+    compiled: bool = True
+    """Whether the compiled callback serves single tokens, where it was built. Same bits, faster."""
     experts_used: int | None = None
     """Overrides the checkpoint's number of active experts. Lossy: for experiments only."""
 

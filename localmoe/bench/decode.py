@@ -177,6 +177,7 @@ class _Measurement:
             "prompt_tokens": request.prompt_tokens,
             "warm_up_tokens": request.warm_up_tokens,
             "threads": request.settings.n_threads,
+            "callback": "compiled" if self.engine.compiled_counts() else "Python",
             "read_workers": request.settings.read_workers,
             "plan": asdict(self.engine.plan),
             "machine": describe_machine(),

@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 
+from localmoe.cache.compiled import CompiledExperts
 from localmoe.cache.direct_file import DirectFile
 from localmoe.cache.lease import Lease
+from localmoe.cache.occupancy import Occupancy
 from localmoe.cache.placement import Placement
 from localmoe.cache.policies import Lru, MakePolicy, UseRates, Uses
 from localmoe.cache.reader import Load, Reader
 from localmoe.cache.slots import SlotPool
-from localmoe.cache.stats import CacheStats, Counters
+from localmoe.cache.stats import CacheStats
 from localmoe.cache.sweep import Sweep
 from localmoe.cache.warm_start import WarmStart, hottest
 from localmoe.errors import BudgetError
+from localmoe.native.library import Library
 from localmoe.weights.catalog import ExpertKey, MoeLayer
 
 _LEAST_LENT = 8
@@ -35,25 +38,28 @@ class ExpertCache:
         *,
         workers: int = 4,
         policy: MakePolicy = Lru,
+        library: Library | None = None,
     ) -> None:
+        """With a `library` single tokens' experts are served by compiled code: see `compiled`."""
         self._layers = {layer.layer: layer for layer in layers}
         self._pool = pool
-        self._keys = {
-            number: tuple(ExpertKey(number, expert) for expert in range(layer.n_experts))
-            for number, layer in self._layers.items()
-        }
         block = max(file.block for file in files.values())
         self._placement = Placement(self._layers.values(), pool, block)
         self._reader = Reader(files, pool.memory, workers)
         self._warm = WarmStart(files, pool.memory, self._placement.jobs)
-        self._slot_of: dict[ExpertKey, int] = {}
-        self._free = [list(range(count))[::-1] for count in pool.limits]
+        self._occupancy = Occupancy(self._layers.values(), pool, policy)
+        # The same objects, not copies: every request looks at them.
+        o = self._occupancy
+        self._keys, self._slot_of, self._free = o.keys, o.slot_of, o.free
+        self._policies, self._counters = o.policies, o.counters
         self._lent = [0] * len(pool.classes)
-        self._policies = [policy(c.layers) for c in pool.classes]
         self._loading: dict[ExpertKey, Load] = {}
         self._pins: dict[ExpertKey, int] = {}
-        self._counters = Counters()
         self._settle = [policy.settle for policy in self._policies]
+        order = tuple(self._layers.values())
+        self.compiled = CompiledExperts.make(library, order, self._placement, files, self.settle)
+        """The tables that compiled code serves single tokens from, where it does."""
+        o.compiled = self.compiled
 
     @property
     def maxsize(self) -> int:
@@ -63,9 +69,11 @@ class ExpertCache:
     @property
     def currsize(self) -> int:
         """How many experts are in a slot or on their way."""
+        self._occupancy.note()
         return len(self._slot_of)
 
     def __contains__(self, key: ExpertKey) -> bool:
+        self._occupancy.note()
         return key in self._slot_of
 
     def data_start(self, layer: int, part: int) -> int:
@@ -74,10 +82,12 @@ class ExpertCache:
 
     def stats(self) -> CacheStats:
         """Return a snapshot of the counters."""
+        self._occupancy.note()
         return self._counters.snapshot()
 
     def uses(self) -> dict[int, Uses]:
         """Return how often each layer's experts were used, where the policy counts that."""
+        self._occupancy.note()
         return {layer: uses for policy in self._policies for layer, uses in policy.uses().items()}
 
     def warm_up(self, rates: UseRates) -> int:
@@ -88,8 +98,7 @@ class ExpertCache:
         begun: list[Load] = []
         for index, slot_class in enumerate(self._pool.classes):
             keys = hottest(slot_class.layers, rates, len(self._free[index]))
-            loads = [self._begin(key, index) for key in reversed(keys)]  # the hottest, most recent
-            begun += reversed(loads)
+            begun += [self._begin(key, index) for key in keys[::-1]][::-1]  # hottest: most recent
         self._counters.prefetched += len(begun)
         self._warm.begin(begun)
         return len(begun)
@@ -101,16 +110,11 @@ class ExpertCache:
         """
         if self._pins or any(self._lent):
             raise BudgetError("experts are in use: their slots cannot be lent")
+        self._occupancy.take_over()
         self._pool.stop_growing()
-        beyond = [
-            key
-            for key, slot in self._slot_of.items()
-            if slot >= limits[self._pool.class_index(key.layer)]
-        ]
-        for key in beyond:
+        for key in self._occupancy.beyond(limits):
             self._evict(key)
-        for free, before, limit in zip(self._free, self._pool.limits, limits, strict=True):
-            free[:] = [*range(before, limit)[::-1], *(slot for slot in free if slot < limit)]
+        self._occupancy.resize(limits)
         self._pool.set_limits(limits)
         self._pool.grow()
 
@@ -126,13 +130,14 @@ class ExpertCache:
     def _hold(self, layer: int, ids: Iterable[int], demand: Sequence[int]) -> Lease:
         """Pin some experts of a layer; `demand` is all that it routed to."""
         self._warm.hold_off()
+        self._occupancy.take_over()
         class_index = self._pool.class_index(layer)
-        of_layer = self._keys[layer]
-        keys = [of_layer[expert] for expert in dict.fromkeys(ids)]
+        keys = [self._keys[layer][expert] for expert in dict.fromkeys(ids)]
         is_here = self._usable if self._loading else self._slot_of.__contains__
         missing = [key for key in keys if not is_here(key)]
         if missing:
-            self._check_room(keys, len(missing), class_index)
+            count = self._pool.limits[class_index] - self._lent[class_index]
+            self._occupancy.check_room(keys, len(missing), self._pins, count)
         if demand:
             self._policies[class_index].demand(layer, demand)
         lease = self._pin(layer, keys)
@@ -151,6 +156,7 @@ class ExpertCache:
         class_index = self._pool.class_index(layer)
         if self._pool.limits[class_index] < 2 * self._pool.classes[class_index].widest_demand:
             return None
+        self._occupancy.take_over()
         keys = [self._keys[layer][expert] for expert in dict.fromkeys(ids)]
         missing = [key for key in keys if not self._usable(key)]
         lease = self._pin(layer, keys)
@@ -160,14 +166,14 @@ class ExpertCache:
 
     def discard(self, layer: int, ids: Iterable[int]) -> None:
         """Forget experts that are in slots for nothing, unless somebody holds them."""
+        self._occupancy.take_over()
         for key in [self._keys[layer][expert] for expert in ids]:
             if key in self._slot_of and key not in self._pins and key not in self._loading:
                 self._forget(key)
 
     def fits(self, layer: int, ids: Sequence[int]) -> bool:
         """Whether the slots could hold all of these experts of a layer at once."""
-        limit = self._pool.limits[self._pool.class_index(layer)]
-        return len(ids) <= limit or len(set(ids)) <= limit
+        return len(set(ids)) <= self._pool.limits[self._pool.class_index(layer)]
 
     def sweep(self, layer: int, ids: Iterable[int]) -> Sweep:
         """Serve more experts of a layer than fit at once: in groups, part by part.
@@ -175,6 +181,7 @@ class ExpertCache:
         Experts that are there stay, so far as that leaves a few slots for the others; what is not
         held is lent to it. Raises BudgetError while anybody else holds experts of this size.
         """
+        self._occupancy.take_over()
         class_index = self._pool.class_index(layer)
         if self._lent[class_index] or self._pool.count(self._pins, class_index):
             raise BudgetError(f"experts of layer {layer}'s size are in use: no sweep can begin")
@@ -191,8 +198,21 @@ class ExpertCache:
         read = partial(self._read_part, self._layers[layer])
         return Sweep(self._layers[layer], lease, missing, slots, read, self._end_sweep)
 
+    def settle(self) -> None:
+        """Learn what compiled code did, and tell it who may go next."""
+        self._occupancy.note()
+        self._occupancy.list_candidates((self._pins, self._loading))
+
+    def finish_step(self) -> None:
+        """Note that a step has ended: nothing is held by compiled code."""
+        self._warm.hold_off()
+        if self.compiled and self.compiled.is_full:
+            self._occupancy.note()
+
     def close(self) -> None:
         """Stop the reads and their threads. The slots belong to whoever made them."""
+        if self.compiled:
+            self.compiled.close()
         self._warm.close()
         self._reader.close()
 
@@ -228,9 +248,7 @@ class ExpertCache:
         if key not in self._slot_of:
             return False
         load = self._loading.get(key)
-        if load is None:
-            return True
-        if key not in self._warm.keys:
+        if load is None or key not in self._warm.keys:
             return True
         if not self._warm.claim(load):  # what was claimed is read on demand, at once
             if not load.error:
@@ -239,24 +257,11 @@ class ExpertCache:
         self._forget(key)
         return False
 
-    def _check_room(self, keys: list[ExpertKey], n_missing: int, class_index: int) -> None:
-        """Raise BudgetError unless the missing keys fit beside all that is held."""
-        count = self._pool.limits[class_index] - self._lent[class_index]
-        if not self._pins and len(keys) <= count:
-            return
-        held = {key for key in (*self._pins, *keys) if key in self._slot_of}
-        n_held = self._pool.count(held, class_index)
-        if n_held + n_missing > count:
-            raise BudgetError(
-                f"layer {keys[0].layer} asks for {len(keys)} experts in one step, and of {count} "
-                f"slots {n_held + n_missing - len(keys)} are in use by others: sweep instead"
-            )
-
     def _begin(self, key: ExpertKey, class_index: int) -> Load:
         """Give a key a slot, evicting if need be, and make its load."""
-        slot = self._slot_of[key] = self._take_slot(class_index)
-        self._policies[class_index].insert(key)
-        load = self._loading[key] = Load(key, slot, self._layers[key.layer].part_nbytes)
+        slot = self._take_slot(class_index)
+        self._occupancy.put(key, slot, whole=False)
+        self._loading[key] = load = Load(key, slot, self._layers[key.layer].part_nbytes)
         return load
 
     def _take_slot(self, class_index: int) -> int:
@@ -272,8 +277,7 @@ class ExpertCache:
         class_index, whole = self._pool.class_index(sweep.layer), sweep.contents
         for expert, slot in whole.items():
             key = self._keys[sweep.layer][expert]
-            self._slot_of[key] = slot
-            self._policies[class_index].insert(key)
+            self._occupancy.put(key, slot, whole=True)
         self._free[class_index].extend(set(sweep.slots) - set(whole.values()))
         self._lent[class_index] = 0
 
@@ -285,11 +289,8 @@ class ExpertCache:
         self._forget(key)
 
     def _forget(self, key: ExpertKey) -> None:
-        class_index = self._pool.class_index(key.layer)
-        self._policies[class_index].remove(key)
-        self._free[class_index].append(self._slot_of.pop(key))
+        self._occupancy.remove(key)
         self._loading.pop(key, None)
-        self._counters.forget(key)
         self._warm.keys.discard(key)
 
     def _read_part(self, layer: MoeLayer, part: int, slots: Mapping[int, int]) -> list[Load]:
@@ -313,6 +314,7 @@ class ExpertCache:
                 continue  # another lease on the same expert was closed first
             if not load.error:
                 del self._loading[load.key]
+                self._occupancy.arrived(load.key, load.slot)
             elif load.key not in self._pins:
                 self._forget(load.key)
         lease.slots, lease.pending = {}, []

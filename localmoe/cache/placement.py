@@ -13,7 +13,7 @@ class Placement:
     """`block` is the alignment of direct reads; parts lie in their slots so as to suit it."""
 
     def __init__(self, layers: Iterable[MoeLayer], pool: SlotPool, block: int) -> None:
-        self._pool = pool
+        self.pool = pool
         self._layers = {layer.layer: layer for layer in layers}
         self._data_starts = {
             number: tuple(pool.data_start(layer, part, block) for part in range(len(layer.parts)))
@@ -35,6 +35,6 @@ class Placement:
     def job(self, load: Load, part: int, load_part: int = 0) -> Job:
         """Return the read of one part; for the load it is number `load_part`."""
         layer = load.key.layer
-        start = self._pool.start(self._pool.class_index(layer), load.slot)
+        start = self.pool.start(self.pool.class_index(layer), load.slot)
         extent = self._layers[layer].parts[part].expert_extent(load.key.expert)
         return Job(extent, start + self._data_starts[layer][part], load, load_part)

@@ -16,6 +16,7 @@ from localmoe.bench.request import DecodeRequest, PeerName, PeerRequest
 from localmoe.cli import bench_predict
 from localmoe.cli.bench_options import (
     AsJson,
+    Compiled,
     DeviceSeconds,
     Model,
     PeerTokens,
@@ -80,6 +81,7 @@ def decode(  # noqa: PLR0913 (the command line's options are this function's par
     device_seconds: DeviceSeconds = 1.0,
     slots: Slots = None,
     policy: Policies = PolicyKind.NEXT_USE,
+    compiled: Compiled = True,
     experts_used: ExpertsUsed = None,
     mirror: Mirrors = None,
 ) -> None:
@@ -95,6 +97,7 @@ def decode(  # noqa: PLR0913 (the command line's options are this function's par
             context_tokens=context,
             kv_type=kv_type.value,
             policy=policy.value,
+            compiled=compiled,
             threads=threads,
             slots=slots,
             experts_used=experts_used,

@@ -63,6 +63,13 @@ DeviceSeconds = Annotated[
     float,
     typer.Option("--device-seconds", metavar="X", min=0, help="How long the device is read alone."),
 ]
+Compiled = Annotated[
+    bool,
+    typer.Option(
+        "--compiled/--no-compiled",
+        help="Serve single tokens by the compiled callback, where it was built; for comparisons.",
+    ),
+]
 Slots = Annotated[
     int | None,
     typer.Option(

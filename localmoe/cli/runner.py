@@ -23,10 +23,16 @@ from localmoe.cli.run_options import RunOptions
 from localmoe.cli.stats_file import check_writable, stats_of, write_stats
 from localmoe.cli.terminal import dim_line
 from localmoe.errors import SettingsError
+from localmoe.native.library import library
 
 _DEFAULT_ANSWER_TOKENS = 400
 """For answers that nobody asked for, and for the demonstration model, which may find no end."""
 _DEMO_NOTE = "A small demonstration model. A large one: localmoe run FILE.gguf --memory 8GiB"
+
+_NOT_COMPILED_NOTE = (
+    "The callback for single tokens was not compiled: they take longer. With a C compiler there, "
+    "install localmoe again."
+)
 
 
 def execute(request: Request, options: RunOptions, child: DryRunChild) -> None:
@@ -89,6 +95,8 @@ def _engine(model: Path | None, options: RunOptions, child: DryRunChild) -> Iter
     with engine:
         if is_demo:
             dim_line(_DEMO_NOTE)
+        if engine.plan.streams and library() is None:
+            dim_line(_NOT_COMPILED_NOTE)
         yield engine
 
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import gguf
 import llama_cpp
@@ -19,7 +20,20 @@ TEXT = b"Hello the world<|im_end|>\n"
 
 @contextmanager
 def plain_llama(path: Path) -> Iterator[llama_cpp.Llama]:
-    model = llama_cpp.Llama(str(path), n_ctx=64, n_threads=1, logits_all=True, verbose=False)
+    """Load a model in the file's own layout: AMX kernels die of an illegal instruction on MXFP4.
+
+    The class has no option for that, so it gets other defaults.
+    """
+    defaults = llama_cpp.llama_model_default_params
+
+    def own_layout() -> Any:
+        params = defaults()
+        params.use_extra_bufts = False
+        return params
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(llama_cpp.llama_cpp, "llama_model_default_params", own_layout)
+        model = llama_cpp.Llama(str(path), n_ctx=64, n_threads=1, logits_all=True, verbose=False)
     try:
         yield model
     finally:

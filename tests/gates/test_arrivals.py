@@ -2,6 +2,8 @@
 
 G11  a token's experts are multiplied as they come, and a long step's are read before it asks for
      them: whichever comes first, the logits are those of resident experts
+G12  the compiled callback gives the same bits, however few reads it sees to have ended at once, and
+     under an eviction that does not depend on time it finds the same experts as the one in Python
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from localmoe.backends.llama.arrivals import Arrivals
 from localmoe.backends.llama.engine import LlamaEngine
 from localmoe.cache import reader
 from localmoe.cache.direct_file import DirectFile
+from localmoe.native.library import library
 
 ZooModel = Callable[[str], Path]
 LENGTHS = (1, 1, 1, 20, 1, 1, 1)
@@ -33,8 +36,15 @@ READ_AHEAD = ("qwen3moe", "gpt-oss", "afmoe", "deepseek4", "gemma4", "grok", "ja
 """Models with enough layers, and few enough experts, for a long step to read the next layer's."""
 
 
-def load(path: Path, slots: int | None) -> LlamaEngine:
-    settings = localmoe.Settings(slots=slots, threads=2, prefill_chunk_tokens=16, context_tokens=64)
+def load(path: Path, slots: int | None, *, compiled: bool = False) -> LlamaEngine:
+    settings = localmoe.Settings(
+        slots=slots,
+        threads=2,
+        prefill_chunk_tokens=16,
+        context_tokens=64,
+        policy="lru",
+        compiled=compiled,
+    )
     engine = localmoe.load(path, settings)
     assert isinstance(engine, LlamaEngine)
     return engine
@@ -106,3 +116,34 @@ def test_g11_experts_that_are_read_ahead_give_the_same_bits(name: str, zoo_model
         assert logits_of(engine) == wanted
         assert engine.cache
         assert engine.cache.stats().prefetched > 0, "nothing was: this tests nothing"
+
+
+@pytest.mark.skipif(library() is None, reason="nothing is compiled here")
+@pytest.mark.parametrize("name", zoo.MODELS)
+def test_g12_the_compiled_callback_gives_the_same_bits_and_finds_the_same(
+    name: str, zoo_model: ZooModel
+) -> None:
+    path = zoo_model(name)
+    with load(path, None) as engine:
+        wanted = logits_of(engine)
+    slots = engine.catalog.token_demand
+    with load(path, slots) as engine:
+        assert logits_of(engine) == wanted
+        in_python = engine.stats()
+    with load(path, slots, compiled=True) as engine:
+        assert engine.cache
+        assert engine.cache.compiled
+        engine.cache.compiled.struct.look_limit = 1
+        assert logits_of(engine) == wanted
+        compiled = engine.stats()
+        served = engine.cache.compiled.struct.request
+    assert (compiled.hits, compiled.misses) == (in_python.hits, in_python.misses)
+    assert compiled.read_bytes == in_python.read_bytes
+    assert (served > 0) != has_scales(engine), "nothing was compiled code's: this tests nothing"
+
+
+def has_scales(engine: LlamaEngine) -> bool:
+    """Whether every layer has a scale per expert: those are left to Python."""
+    names = {tensor.name for tensor in engine.catalog.resident}
+    parts = ({part.tensor for part in layer.parts} for layer in engine.catalog.layers)
+    return all(any(p.removesuffix("weight") + "scale" in names for p in part) for part in parts)

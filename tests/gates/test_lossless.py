@@ -80,9 +80,15 @@ def slots_for(catalog: Catalog, cache_size: str) -> int:
     return max(math.ceil(widest * catalog.n_experts_total / c.n_experts) for c in classes)
 
 
-def load(path: Path, threads: int, slots: int | None = None) -> LlamaEngine:
+def load(
+    path: Path, threads: int, slots: int | None = None, *, compiled: bool = True
+) -> LlamaEngine:
     settings = localmoe.Settings(
-        slots=slots, threads=threads, prefill_chunk_tokens=CHUNK, context_tokens=CONTEXT
+        slots=slots,
+        threads=threads,
+        prefill_chunk_tokens=CHUNK,
+        context_tokens=CONTEXT,
+        compiled=compiled,
     )
     engine = localmoe.load(path, settings)
     assert isinstance(engine, LlamaEngine)
@@ -147,8 +153,8 @@ def test_g1_g2_streamed_equals_resident_equals_plain_llama(
 ) -> None:
     path, tokens = zoo_model(name), token_stream()
     slots = slots_for(catalog_of(path), cache_size)
-    for threads in (1, 2):
-        with load(path, threads, slots) as engine:
+    for threads, compiled in ((1, True), (2, True), (2, False)):
+        with load(path, threads, slots, compiled=compiled) as engine:
             streamed = {mode: run(engine, tokens, mode) for mode in MODES}
             stats, cached = engine.stats(), engine.plan.slots
         assert cached <= slots

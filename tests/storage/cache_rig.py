@@ -9,6 +9,7 @@ from pathlib import Path
 from localmoe.cache.expert_cache import ExpertCache
 from localmoe.cache.lease import Lease
 from localmoe.cache.slots import SlotPool, slot_classes
+from localmoe.native.library import Library
 from localmoe.weights.catalog import ExpertKey
 from storage.disk import Disk
 from storage.expert_files import ExpertFiles, LayerShape
@@ -21,12 +22,20 @@ NBYTES = sum(PARTS)
 class CacheRig:
     """A cache over random experts: layers 0 and 1 share a size class, layer 2 has its own."""
 
-    def __init__(self, directory: Path, counts: Sequence[int], workers: int) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        counts: Sequence[int],
+        workers: int,
+        library: Library | None = None,
+    ) -> None:
         self.experts = ExpertFiles(directory, SHAPES)
         self.disk = Disk()
         self.files = self.experts.open(self.disk)
         self.pool = SlotPool(slot_classes(self.experts.layers, 512), counts)
-        self.cache = ExpertCache(self.experts.layers, self.pool, self.files, workers=workers)
+        self.cache = ExpertCache(
+            self.experts.layers, self.pool, self.files, workers=workers, library=library
+        )
 
     def use(self, layer: int, *ids: int) -> None:
         """Demand experts, check their bytes, and let go."""

@@ -9,24 +9,26 @@ import numpy as np
 import pytest
 
 from localmoe.backends.llama.bindings import OP_GET_ROWS, OP_MUL_MAT_ID, OP_NONE, Tensor
-from localmoe.backends.llama.hook import Hook, PartOf
+from localmoe.backends.llama.callback import Callback
+from localmoe.backends.llama.hook import PartOf
 from localmoe.backends.llama.kernels import Kernels
 from localmoe.errors import ModelFormatError, UnsupportedModelError
+from localmoe.native.library import Library, library
 from storage import CacheRig
 
 
 class Graph:
     """Two layers' worth of nodes: a routing and a product of layer 0, on [T = 1, K = 2] ids."""
 
-    def __init__(self, directory: Path) -> None:
-        self.rig = CacheRig(directory, (4, 2), 1)
+    def __init__(self, directory: Path, compiled: Library | None) -> None:
+        self.rig = CacheRig(directory, (4, 2), 1, compiled)
         self.kernels = Kernels(1)
         self.weights = Tensor()
         self.numbers = np.array([5, 3], np.int32)
         self.ids = self.tensor(self.numbers)
         layers = {layer.layer: layer for layer in self.rig.experts.layers}
         parts = {C.addressof(self.weights): PartOf(0, 0)}
-        self.hook = Hook(self.rig.cache, layers, parts, self.kernels)
+        self.hook = Callback(self.rig.cache, layers, parts, self.kernels, frozenset(), compiled)
         self.nodes: list[Tensor] = []
 
     def tensor(self, numbers: np.ndarray) -> Tensor:
@@ -48,18 +50,24 @@ class Graph:
     def compute(self, node: Tensor) -> None:
         """Ask about a node, and tell that it was computed, as the scheduler does."""
         self.nodes.append(node)  # the hook may write to it until `finish`
-        call = self.hook.callback
-        if call(C.addressof(node), True, None):
-            call(C.addressof(node), False, None)
+        if self.call(node, True):
+            self.call(node, False)
+
+    def call(self, node: Tensor, ask: bool) -> bool:
+        function, user_data = self.hook.eval_callback
+        return bool(function(C.addressof(node), ask, user_data))
 
     def close(self) -> None:
         self.kernels.close()
         self.rig.close()
 
 
-@pytest.fixture
-def graph(tmp_path: Path):  # type: ignore[no-untyped-def]
-    graph = Graph(tmp_path)
+@pytest.fixture(params=["Python", "compiled"])
+def graph(request: pytest.FixtureRequest, tmp_path: Path):  # type: ignore[no-untyped-def]
+    compiled = library() if request.param == "compiled" else None
+    if request.param == "compiled" and compiled is None:
+        pytest.skip("nothing is compiled here")
+    graph = Graph(tmp_path, compiled)
     yield graph
     graph.close()
 
@@ -103,11 +111,11 @@ def test_expert_numbers_that_do_not_exist_are_refused(graph: Graph) -> None:
 def test_after_an_error_every_node_is_refused_until_it_is_raised(graph: Graph) -> None:
     graph.product()
     node = Tensor(op=OP_MUL_MAT_ID)
-    assert graph.hook.callback(C.addressof(node), True, None)
-    assert not graph.hook.callback(C.addressof(node), False, None)
+    assert graph.call(node, True)
+    assert not graph.call(node, False)
     with pytest.raises(UnsupportedModelError):
         graph.hook.finish()
-    assert not graph.hook.callback(C.addressof(node), True, None)
+    assert not graph.call(node, True)
 
 
 def test_what_is_refused_is_not_computed_either(graph: Graph) -> None:

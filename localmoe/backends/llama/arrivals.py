@@ -12,13 +12,14 @@ from collections.abc import Iterable, Sequence
 
 from localmoe.backends.llama.bindings import TYPE_F32, Tensor
 from localmoe.backends.llama.kernels import Kernels
+from localmoe.native.library import Products
 
 
 class Arrivals:
     """Multiplies one token with some of its experts at a time."""
 
     def __init__(self, kernels: Kernels) -> None:
-        self._kernels = kernels
+        self.kernels = kernels
         self._products: dict[tuple[int, int, bytes], _Products] = {}
 
     def can(self, node: int) -> bool:
@@ -36,35 +37,56 @@ class Arrivals:
         `slots` are those of the token's experts, [K]; each group lists which of them are there.
         """
         whole = Tensor.from_address(node)
-        key = (whole.src[0] or 0, whole.ne[0], bytes(whole.op_params))
-        products = self._products.get(key)
-        if products is None:
-            products = self._products[key] = _Products(self._kernels, whole)
+        products = self._products_of(whole)
         matrices, rows = (Tensor.from_address(whole.src[i] or 0) for i in (0, 1))
         for group in groups:
             products.compute(matrices, rows, whole, [(p, slots[p]) for p in group])
 
+    def prepare(self, node: int, n: int) -> Products:
+        """Return the nodes of the product at this address, with a graph of the first n."""
+        products = self._products_of(Tensor.from_address(node))
+        products.graph(n)
+        return products.addresses
+
+    def _products_of(self, whole: Tensor) -> _Products:
+        key = (whole.src[0] or 0, whole.ne[0], bytes(whole.op_params))
+        products = self._products.get(key)
+        if products is None:
+            products = self._products[key] = _Products(self.kernels, whole)
+        return products
+
 
 class _Products:
-    """Nodes that each multiply one row with one matrix of a weight tensor."""
+    """Nodes that each multiply one row with one matrix of a weight tensor; one for each place."""
 
     def __init__(self, kernels: Kernels, whole: Tensor) -> None:
         self._kernels = kernels
-        self._first = Tensor()  # the only matrix of a node, so its number is 0
-        self._number = C.c_int32(0)
-        _describe(self._first, Tensor.from_address(whole.src[2] or 0), 1, 1)
+        matrices, rows, ids = (Tensor.from_address(whole.src[i] or 0) for i in (0, 1, 2))
+        used = ids.ne[0]
+        self._number = C.c_int32(0)  # the only matrix of a node is its first
+        self._first = Tensor()
+        _describe(self._first, ids, 1, 1)
         self._first.data = C.addressof(self._number)
-        self._matrices: list[Tensor] = []
-        self._rows: list[Tensor] = []
-        self._nodes: list[Tensor] = []
-        self._graphs: dict[int, int] = {}
+        self._matrices, self._rows, self._nodes = ((Tensor * used)() for _ in range(3))
+        self._graphs = (C.c_void_p * (used + 1))()
+        for matrix, row, node in zip(self._matrices, self._rows, self._nodes, strict=True):
+            _describe(matrix, matrices, matrices.ne[0], matrices.ne[1])
+            _describe(row, rows, rows.ne[0], 1)
+            _describe(node, whole, whole.ne[0], 1)
+            node.op, node.op_params, node.flags = whole.op, whole.op_params, whole.flags
+            node.src[0], node.src[1] = C.addressof(matrix), C.addressof(row)
+            node.src[2] = C.addressof(self._first)
+
+    @property
+    def addresses(self) -> Products:
+        """Where all of these are, for compiled code; they live as long as this."""
+        arrays = (self._matrices, self._rows, self._nodes, self._graphs)
+        return Products(*map(C.addressof, arrays))
 
     def compute(
         self, matrices: Tensor, rows: Tensor, whole: Tensor, experts: list[tuple[int, int]]
     ) -> None:
         """Multiply for these experts, each (its place among the token's K, its slot)."""
-        while len(self._nodes) < len(experts):
-            self._add(matrices, rows, whole)
         weights, stride = matrices.data, matrices.nb[2]
         # Gate and up take the same row for all experts, down takes the expert's own.
         source, source_stride = rows.data, rows.nb[1] if rows.ne[1] > 1 else 0
@@ -73,22 +95,13 @@ class _Products:
             self._matrices[i].data = weights + slot * stride
             self._rows[i].data = source + place * source_stride
             self._nodes[i].data = target + place * target_stride
-        graph = self._graphs.get(len(experts))
-        if graph is None:
-            graph = self._graphs[len(experts)] = self._kernels.graph(self._nodes[: len(experts)])
-        self._kernels.compute(graph, whole)
+        self._kernels.compute(self.graph(len(experts)), whole)
 
-    def _add(self, matrices: Tensor, rows: Tensor, whole: Tensor) -> None:
-        matrix, row, node = Tensor(), Tensor(), Tensor()
-        _describe(matrix, matrices, matrices.ne[0], matrices.ne[1])
-        _describe(row, rows, rows.ne[0], 1)
-        _describe(node, whole, whole.ne[0], 1)
-        node.op, node.op_params, node.flags = whole.op, whole.op_params, whole.flags
-        node.src[0], node.src[1] = C.addressof(matrix), C.addressof(row)
-        node.src[2] = C.addressof(self._first)
-        self._matrices.append(matrix)
-        self._rows.append(row)
-        self._nodes.append(node)
+    def graph(self, n: int) -> int:
+        """Return a graph of the first n nodes."""
+        if not self._graphs[n]:
+            self._graphs[n] = self._kernels.graph(self._nodes[:n])
+        return int(self._graphs[n] or 0)
 
 
 def _describe(tensor: Tensor, like: Tensor, width: int, rows: int) -> None:

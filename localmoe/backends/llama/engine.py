@@ -12,10 +12,12 @@ from localmoe.backends.base import FloatArray, Logits, Stats
 from localmoe.backends.interrupts import DeferredInterrupt
 from localmoe.backends.llama import log, state
 from localmoe.backends.llama.bindings import L
+from localmoe.backends.llama.compiled import Counts
 from localmoe.backends.llama.hook import RoutingWatch
 from localmoe.backends.llama.loader import LoadedModel
 from localmoe.backends.llama.marks import Marks
 from localmoe.backends.llama.parameters import output_limit
+from localmoe.backends.llama.sharing import CoreSharing
 from localmoe.backends.llama.source import ModelSource
 from localmoe.backends.llama.streaming import Streaming
 from localmoe.backends.llama.tokenizer import LlamaTokenizer
@@ -48,9 +50,12 @@ class LlamaEngine(Closing):
         model: LoadedModel,
         context: int,
         streaming: Streaming | None,
+        sharing: CoreSharing,
     ) -> None:
         self._source, self._catalog, self._plan = source, source.catalog, plan
         self._model, self._context, self._streaming = model, context, streaming
+        self._sharing = sharing
+        self._share_cores()
         self._memory = L.llama_get_memory(context)
         self._tokenizer = LlamaTokenizer(model.handle)
         self._batch = L.llama_batch_init(plan.prefill_chunk_tokens, 0, 1)
@@ -130,6 +135,8 @@ class LlamaEngine(Closing):
         # One array for all steps: the rows of many tokens are too large to be held twice.
         result, done = np.empty((n_rows, self._tokenizer.n_vocab), np.float32), 0
         self._request_interrupt(False)
+        if self._sharing.look():
+            self._share_cores()
         if self._streaming:
             self._streaming.prepare(min(len(tokens), self._plan.prefill_chunk_tokens))
         with DeferredInterrupt(self.interrupt) as interrupt:
@@ -159,7 +166,11 @@ class LlamaEngine(Closing):
         """
         if not self._streaming:
             raise EngineError("every expert is in memory: nobody is told of routings then")
-        self._streaming.hook.watch = watch
+        self._streaming.callback.watch(watch)
+
+    def compiled_counts(self) -> Counts | None:
+        """Return what the compiled callback did so far; None where there is none."""
+        return self._streaming.callback.counts() if self._streaming else None
 
     def mark(self) -> None:
         """Remember this position; see `Engine.mark`. Raises EngineError."""
@@ -207,10 +218,10 @@ class LlamaEngine(Closing):
             hits=cache.hits,
             misses=cache.misses,
             read_bytes=cache.read_bytes,
-            stall_seconds=stream.hook.stall_seconds if stream else 0.0,
+            stall_seconds=stream.callback.stall_seconds if stream else 0.0,
             decode_seconds=self._seconds,
-            split_layers=stream.hook.split_layers if stream else 0,
-            split_seconds=stream.hook.split_seconds if stream else 0.0,
+            split_layers=stream.callback.split_layers if stream else 0,
+            split_seconds=stream.callback.split_seconds if stream else 0.0,
         )
 
     def close(self) -> None:
@@ -226,10 +237,16 @@ class LlamaEngine(Closing):
             self._streaming.close()
         self._source.close()
 
+    def _share_cores(self) -> None:
+        n_threads = self._sharing.n_threads
+        L.llama_set_n_threads(self._context, n_threads, n_threads)
+        if self._streaming:
+            self._streaming.callback.share_cores(n_threads, alone=self._sharing.alone)
+
     def _request_interrupt(self, wanted: bool) -> None:
         self._interrupted = wanted
         if self._streaming:
-            self._streaming.hook.interrupted = wanted
+            self._streaming.callback.interrupt(wanted)
 
     def _check_open(self) -> None:
         if not self._context:
@@ -278,7 +295,7 @@ class LlamaEngine(Closing):
             if watched:
                 L.llama_set_abort_callback(self._context, _NO_ABORT, None)
             if self._streaming:
-                self._streaming.hook.finish()
+                self._streaming.callback.finish()
         if status == _ABORTED:
             raise InterruptedDecodeError("the decode was interrupted")
         if status:
@@ -286,7 +303,7 @@ class LlamaEngine(Closing):
         rows = sum(flags)
         if rows:
             if self._streaming:
-                self._streaming.hook.check_all_routed()
+                self._streaming.callback.check_all_routed()
             pointer = L.llama_get_logits(self._context)
             out[:rows] = np.ctypeslib.as_array(pointer, (rows, self._tokenizer.n_vocab))
         self._tokens.extend(tokens)

@@ -28,9 +28,9 @@ from localmoe.backends.llama.bindings import (
     OP_OFFSET,
     POINTER_NBYTES,
     SRC_OFFSET,
-    L,
     Tensor,
 )
+from localmoe.backends.llama.compiled import CompiledHook, Exchange
 from localmoe.backends.llama.ids import Ids
 from localmoe.backends.llama.kernels import Kernels
 from localmoe.backends.llama.lending import buffer_of
@@ -45,10 +45,12 @@ from localmoe.weights.catalog import MoeLayer
 _Group = TypeVar("_Group")
 RoutingWatch = Callable[[int, int, Sequence[int]], None]
 """Gets the graph node that gathers the routing weights, the layer, and its experts, [T * K]."""
+_SPIN_SECONDS = 0.003
+"""Longer than nearly all waits for a layer's experts."""
 _ROUTED = b"ffn_moe_weights-"
 _WATCHED = frozenset({OP_MUL_MAT_ID, OP_ADD_ID, OP_GET_ROWS})
 _SRC0, _SRC1, _SRC2 = (SRC_OFFSET + i * POINTER_NBYTES for i in range(3))
-_WHAT_TO_DO = (
+WHAT_TO_DO = (
     "This architecture cannot be streamed with this version of llama.cpp; give it enough --memory "
     "to hold all experts."
 )
@@ -70,7 +72,7 @@ class _LeftOut(NamedTuple):
 
 
 class Hook:
-    """The scheduler's evaluation callback. After each decode, `finish` raises what went wrong."""
+    """Answers the scheduler about graph nodes. After each step, `finish` says what went wrong."""
 
     def __init__(
         self,
@@ -82,8 +84,8 @@ class Hook:
     ) -> None:
         """`parts` maps the address of a weight tensor to what it holds."""
         self._cache, self._layers, self._parts = cache, layers, parts
-        self._kernels, self._scaled = kernels, scaled_layers
-        self._passes, self._arrivals = Passes(kernels), Arrivals(kernels)
+        self._scaled = scaled_layers
+        self._passes, self.arrivals = Passes(kernels), Arrivals(kernels)
         self._next_layer = NextLayer(cache, layers)
         self._lease: Lease | None = None
         self._sweep: Sweep | None = None
@@ -91,55 +93,61 @@ class Hook:
         self._ids: Ids | None = None
         self._all_parts = {n: frozenset(range(len(m.parts))) for n, m in layers.items()}
         self._waited: AbstractSet[int] = frozenset()
-        self._unrouted = set(layers)
-        self._routed = 0
+        self.unrouted = set(layers)
+        """Layers that were never routed so far."""
+        self.routed = 0
+        """The graph node that was routed last in this step."""
         self.compute_buffer: range | None = None
         """The addresses that the last decode computed in, where it came to a layer with experts."""
         self.watch: RoutingWatch | None = None
         """Told of every routing, when the reads for it are under way."""
+        self.exchange: Exchange | None = None
+        """Called with every routing before it is looked at."""
         self.error: BaseException | None = None
         self.interrupted = False
         """Set by another thread or a signal handler: the next layer ends the decode."""
         self.stall_seconds = 0.0
         self.split_layers = 0
         """How many layer steps were computed in passes."""
-        self.callback = L.ggml_backend_sched_eval_callback(self._call)
+        self.compiled: CompiledHook | None = None
+        """What asks this one, where single tokens are served by compiled code."""
 
     @property
     def split_seconds(self) -> float:
         """Time spent on moving rows for passes."""
         return self._passes.seconds
 
-    def close(self) -> None:
-        """Free what is computed with outside of llama.cpp's graph."""
-        self._kernels.close()
-
-    def check_all_routed(self) -> None:
-        """Raise UnsupportedModelError if a layer has not been routed in any graph so far.
-
-        To be asked after a decode that gave logits: without them llama.cpp may leave out the end.
-        """
-        if self._unrouted:
-            layers = ", ".join(map(str, sorted(self._unrouted)))
-            raise UnsupportedModelError(
-                f"the experts of layer {layers} were never chosen from: llama.cpp computes "
-                f"something else there. {_WHAT_TO_DO}"
-            )
-
-    def finish(self) -> None:
-        """Let go of the last layer's experts; raise what went wrong since the last call."""
+    def finish(self) -> BaseException | None:
+        """End a step: let go of the last layer's experts; return what went wrong meanwhile."""
         self._put_back()
         self._let_go()
         self._next_layer.close()
-        self.compute_buffer = buffer_of(self._routed) if self._routed else None
-        self._routed = 0
+        self.compute_buffer = buffer_of(self.routed) if self.routed else None
+        self.routed = 0
         error, self.error = self.error, None
-        if error:
-            raise error
+        return error
 
-    def _call(self, node: int, ask: bool, _user: object) -> bool:
+    def let_go(self) -> bool:
+        """Let go of everything, for compiled code; return whether that went well."""
+        try:
+            self._let_go()
+            self._next_layer.close()
+        except BaseException as error:
+            self.fail(error)
+        return self.error is None
+
+    def fail(self, error: BaseException) -> None:
+        """Keep what went wrong, until `finish` raises it; compute nothing more until then."""
+        self.error = self.error or error
+        if self.compiled:
+            self.compiled.refuse()
+
+    def call(self, node: int, ask: bool, _user: object) -> bool:
+        """Answer the scheduler; see the module."""
         # An exception cannot pass through C: `finish` raises it.
         try:
+            if self.compiled and self.error is None and (error := self.compiled.take_error()):
+                self.fail(error)
             if self.error is None:
                 if not ask:
                     return self._computed(node)
@@ -147,7 +155,7 @@ class Hook:
                 op = C.c_int.from_address(node + OP_OFFSET).value
                 return op in _WATCHED and self._ask(node, op)
         except BaseException as error:
-            self.error = error
+            self.fail(error)
         return ask and self._refuse(node)
 
     def _refuse(self, node: int) -> bool:
@@ -185,9 +193,7 @@ class Hook:
             groups = self._sweep.passes(part)
             self._passes.run(node, ids.experts, self._waits(groups))
         elif self._lease:
-            self._arrivals.run(
-                node, ids.slots, self._waits(self._lease.arrivals(part, ids.experts))
-            )
+            self.arrivals.run(node, ids.slots, self._waits(self._lease.arrivals(part, ids.experts)))
             self._note_waited(self._lease, part)
 
     def _is_routing(self, node: int) -> bool:
@@ -205,12 +211,14 @@ class Hook:
         ids_tensor = C.c_void_p.from_address(node + _SRC1).value or 0
         if C.c_int.from_address(ids_tensor + OP_OFFSET).value == OP_CPY:
             return  # the groups that the experts are in: they choose resident matrices (GroveMoE)
+        if self.exchange:
+            self.exchange(node)
         self._let_go()
         layer = int(C.string_at(node + NAME_OFFSET + len(_ROUTED)))
         if layer not in self._layers:
             return
-        self._unrouted.discard(layer)
-        self._routed = node
+        self.unrouted.discard(layer)
+        self.routed = node
         self._ids = ids = Ids(ids_tensor, self._layers[layer].n_experts)
         self._ask_for(layer, ids)
         if self.watch:
@@ -240,7 +248,7 @@ class Hook:
         if scaled and self._ids:
             self._ids.show_slots()
         if what.part not in self._waited:
-            if source == _SRC0 and not lease.ready(what.part) and self._arrivals.can(node):
+            if source == _SRC0 and not lease.ready(what.part) and self.arrivals.can(node):
                 self._leave_out(node, what.part)
                 return True
             self._wait(lease, what.part)
@@ -254,7 +262,7 @@ class Hook:
         address = C.c_void_p.from_address(ids + DATA_OFFSET).value if ids else None
         if not held or held.layer != layer or not self._ids or address != self._ids.address:
             raise UnsupportedModelError(
-                f"layer {layer} multiplies with experts whose routing was not seen. {_WHAT_TO_DO}"
+                f"layer {layer} multiplies with experts whose routing was not seen. {WHAT_TO_DO}"
             )
 
     def _leave_out(self, node: int, part: int = 0) -> None:

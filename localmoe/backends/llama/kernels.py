@@ -25,6 +25,11 @@ _graph_compute = declare(_base, "ggml_backend_graph_compute", C.c_int, C.c_void_
 _backend_free = declare(_base, "ggml_backend_free", None, C.c_void_p)
 
 
+def graph_compute_address() -> int:
+    """Return where the function is that `Kernels.compute` calls, for callers that are compiled."""
+    return int(C.cast(_graph_compute, C.c_void_p).value or 0)
+
+
 class Kernels:
     """A CPU backend of our own, with as many threads as llama.cpp's. Close it."""
 
@@ -34,6 +39,11 @@ class Kernels:
         if not self._backend:
             raise EngineError("llama.cpp has no CPU backend; reinstall llama-cpp-python")
         self.set_threads(threads)
+
+    @property
+    def backend(self) -> int:
+        """llama.cpp's handle of the backend."""
+        return int(self._backend)
 
     def set_threads(self, threads: int) -> None:
         """Compute on so many threads from now on."""

@@ -8,12 +8,14 @@ from pathlib import Path
 
 from localmoe.backends.llama import parameters
 from localmoe.backends.llama.bindings import L, Tensor
+from localmoe.backends.llama.callback import Callback
 from localmoe.backends.llama.dry_run import CHUNK_CANDIDATES, DryRunChild, dry_run
 from localmoe.backends.llama.engine import LlamaEngine
-from localmoe.backends.llama.hook import Hook, PartOf
+from localmoe.backends.llama.hook import PartOf
 from localmoe.backends.llama.kernels import Kernels
 from localmoe.backends.llama.lending import Lender
 from localmoe.backends.llama.loader import LoadedModel, load_model, read_resident
+from localmoe.backends.llama.sharing import CoreSharing
 from localmoe.backends.llama.source import ModelSource, open_source
 from localmoe.backends.llama.streaming import Streaming
 from localmoe.backends.llama.tensor_reads import TensorReads
@@ -24,6 +26,7 @@ from localmoe.cache.policies import Lru, MakePolicy
 from localmoe.cache.profile import Profile
 from localmoe.cache.slots import SlotPool, slots_nbytes
 from localmoe.errors import BudgetError, UnsupportedModelError
+from localmoe.native.library import library
 from localmoe.planning.budget import (
     SlotPlan,
     base_with_margin,
@@ -38,7 +41,7 @@ from localmoe.planning.machine import (
     huge_pages_by_default,
 )
 from localmoe.planning.request import Request
-from localmoe.settings import PolicyName, Progress, Settings
+from localmoe.settings import PolicyName, Progress, Settings, available_threads
 
 _POLICIES: dict[PolicyName, MakePolicy] = {"next-use": NextUse, "lru": Lru}
 
@@ -184,14 +187,19 @@ class _Assembly:
                 chunk_tokens=self._plan.prefill_chunk_tokens,
                 threads=self._settings.n_threads,
                 kv_type=self._plan.kv_type,
-                eval_callback=streaming.hook.callback if streaming else None,
+                eval_callback=streaming.callback.eval_callback if streaming else None,
             )
             undo.callback(L.llama_free, context)
             model.wait(self._on_bytes)
             if streaming:
                 streaming.pool.grow()
                 self._warm_up(streaming)
-            engine = LlamaEngine(self._source, self._plan, model, context, streaming)
+            sharing = CoreSharing(
+                self._settings.n_threads,
+                available_threads(),
+                fixed=self._settings.threads is not None,
+            )
+            engine = LlamaEngine(self._source, self._plan, model, context, streaming, sharing)
             undo.pop_all()
         return engine
 
@@ -212,6 +220,7 @@ class _Assembly:
         catalog = self._source.catalog
         layers = {layer.layer: layer for layer in catalog.layers}
         with ExitStack() as undo:
+            compiled = library() if self._settings.compiled else None
             pool = SlotPool(self._source.slot_classes, self._counts)
             undo.callback(pool.close)
             cache = ExpertCache(
@@ -220,13 +229,15 @@ class _Assembly:
                 self._source.files,
                 workers=self._settings.read_workers,
                 policy=_POLICIES[self._settings.policy],
+                library=compiled,
             )
             undo.callback(cache.close)
             parts = self._bind(model, pool, cache)
             kernels = Kernels(self._settings.n_threads)
-            hook = Hook(cache, layers, parts, kernels, self._scaled_layers())
+            scaled = self._scaled_layers()
+            callback = Callback(cache, layers, parts, kernels, scaled, compiled)
             undo.pop_all()
-        return Streaming(pool, cache, hook, Lender(cache, self._loans))
+        return Streaming(pool, cache, callback, Lender(cache, self._loans))
 
     def _bind(self, model: LoadedModel, pool: SlotPool, cache: ExpertCache) -> dict[int, PartOf]:
         """Let slot numbers take the place of expert numbers in every expert tensor."""

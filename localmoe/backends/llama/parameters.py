@@ -22,6 +22,8 @@ thought that the template drops) would read the whole prompt again.
 _LOAD_MODE_NONE, _LOAD_MODE_MMAP = 0, 1
 _LAZY_MODE_OFF = 0  # a large tensor would be mapped from the skeleton, which has no data
 _OUTPUT_NBYTES = 64 << 20
+EvalCallback = tuple[Any, int | None]
+"""A function that the scheduler calls with graph nodes, and what else it gets."""
 
 
 def output_limit(n_vocab: int, chunk_tokens: int) -> int:
@@ -82,7 +84,7 @@ def open_context(
     chunk_tokens: int,
     threads: int,
     kv_type: KvType,
-    eval_callback: Any = None,
+    eval_callback: EvalCallback | None = None,
 ) -> int:
     """Create a context for one sequence of tokens. Raises EngineError with llama.cpp's reason.
 
@@ -99,7 +101,7 @@ def open_context(
     params.swa_full = WHOLE_WINDOWS
     params.no_perf = True
     if eval_callback is not None:
-        params.cb_eval = eval_callback
+        params.cb_eval, params.cb_eval_user_data = eval_callback
     log.clear()
     context = L.llama_init_from_model(model, params)
     if not context:
