@@ -43,9 +43,12 @@ typedef struct {
 typedef struct {
     lm_experts *experts;
     /* Of llama.cpp. */
-    int32_t mul_mat_id, add_id, get_rows, cpy, none, f32;
+    int32_t mul_mat_id, add_id, get_rows, cpy, flash_attn, none, f32, reserved;
     int (*compute)(void *backend, void *graph);
+    void (*set_threads)(void *backend, int n);
     void *backend;
+    lm_tensor *alone; /* the only node of a graph: another node is copied to it, and computed */
+    void *alone_graph;
     /* Of Python: its own callback; to let go of what it holds; to make a graph of n products. */
     bool (*python)(lm_tensor *node, bool ask, void *user);
     bool (*let_go)(void);
@@ -57,6 +60,7 @@ typedef struct {
     int32_t n_weights, n_layers;
     int32_t refuses; /* Python has an error to raise */
     int32_t watched; /* Python wants to see every routing */
+    int32_t n_threads, n_shared_threads; /* of all, and what is left while others use cores, or 0 */
     void (*exchange)(lm_tensor *node); /* may change the numbers of a routing before it is seen */
 
     const lm_tensor *last_routed;
@@ -65,8 +69,8 @@ typedef struct {
 
     /* The layer that is computed. */
     int32_t mode; /* who holds its experts */
-    int32_t left_weight;
     lm_tensor *left_out;
+    int32_t left_op, left_weight; /* -1: it is no product with experts */
     const uint8_t *ids;
     uint32_t waited; /* a bit for each part that is known to be there */
 } lm_callback;
@@ -109,8 +113,17 @@ static void note_waited(lm_callback *c) {
         if (!(c->waited >> part & 1) && lm_experts_ready(c->experts, part)) c->waited |= 1u << part;
 }
 
+/* Have llama.cpp stop at a node, and not compute it. */
+static bool leave_out(lm_callback *c, lm_tensor *node, int32_t weight) {
+    c->left_out = node;
+    c->left_op = node->op;
+    c->left_weight = weight;
+    node->op = c->none;
+    return true;
+}
+
 static void put_back(lm_callback *c) {
-    if (c->left_out) c->left_out->op = c->mul_mat_id;
+    if (c->left_out) c->left_out->op = c->left_op;
     c->left_out = NULL;
 }
 
@@ -129,6 +142,29 @@ static bool is_one_row(const lm_callback *c, const lm_tensor *node) {
            node->type == c->f32 && rows->type == c->f32;
 }
 
+/* Compute a graph of our own; on so many threads, unless that is 0. */
+static lm_trouble run(lm_callback *c, void *graph, int32_t n_threads) {
+    double began = lm_seconds();
+    if (n_threads) c->set_threads(c->backend, n_threads);
+    int status = c->compute(c->backend, graph);
+    if (n_threads) c->set_threads(c->backend, c->n_threads);
+    c->kernel_seconds += lm_seconds() - began;
+    c->kernels++;
+    return status ? NOT_COMPUTED : FINE;
+}
+
+/* Compute one token's attention as all threads do it, while llama.cpp has fewer: each takes a share
+ * of a long context, and what the shares add up to depends on their number. */
+static bool attend(lm_callback *c, const lm_tensor *node) {
+    memcpy(c->alone, node, sizeof *node);
+    c->experts->trouble = (int32_t)run(c, c->alone_graph, 0);
+    return c->experts->trouble == FINE;
+}
+
+static bool is_shared_attention(const lm_callback *c, const lm_tensor *node) {
+    return c->n_shared_threads && node->op == c->flash_attn && node->src[0]->ne[1] == 1;
+}
+
 /* Multiply for the token's experts at these places. */
 static lm_trouble multiply(lm_callback *c, lm_tensor *node, const int32_t *places, int32_t n) {
     lm_products *products = c->products + c->left_weight;
@@ -144,11 +180,7 @@ static lm_trouble multiply(lm_callback *c, lm_tensor *node, const int32_t *place
         products->rows[i].data = rows->data + place * row_stride;
         products->nodes[i].data = node->data + place * node->nb[1];
     }
-    double began = lm_seconds();
-    int status = c->compute(c->backend, products->graphs[n]);
-    c->kernel_seconds += lm_seconds() - began;
-    c->kernels++;
-    return status ? NOT_COMPUTED : FINE;
+    return run(c, products->graphs[n], c->n_shared_threads);
 }
 
 /* Compute a product that llama.cpp was told to leave out, in the order in which experts come. */
@@ -178,12 +210,8 @@ static bool before_product(lm_callback *c, lm_tensor *node, const lm_weight *wei
     }
     if (!(c->waited >> weight->part & 1)) {
         bool product = node->op == c->mul_mat_id && is_one_row(c, node);
-        if (product && !lm_experts_ready(c->experts, weight->part)) {
-            c->left_out = node;
-            c->left_weight = (int32_t)(weight - c->weights);
-            node->op = c->none;
-            return true;
-        }
+        if (product && !lm_experts_ready(c->experts, weight->part))
+            return leave_out(c, node, (int32_t)(weight - c->weights));
         if (!lm_experts_wait(c->experts, weight->part)) return ask_python(c, node, true);
         note_waited(c);
     }
@@ -229,6 +257,7 @@ static bool asked(lm_callback *c, lm_tensor *node) {
     c->questions++;
     if (c->refuses || c->experts->trouble) return ask_python(c, node, true);
     int32_t op = node->op;
+    if (is_shared_attention(c, node)) return leave_out(c, node, -1);
     if (op == c->get_rows && (c->mode != PYTHON || is_routing(node))) return is_routing(node);
     if (op != c->mul_mat_id && op != c->add_id && op != c->get_rows) return false;
     if (c->mode == PYTHON) return ask_python(c, node, true);
@@ -238,9 +267,10 @@ static bool asked(lm_callback *c, lm_tensor *node) {
 }
 
 static bool computed(lm_callback *c, lm_tensor *node) {
-    bool left_out = c->left_out != NULL;
+    bool left_out = c->left_out != NULL, product = c->left_weight >= 0;
     put_back(c);
-    if (c->experts->trouble || (left_out && !compute(c, node))) return ask_python(c, node, false);
+    if (c->experts->trouble) return ask_python(c, node, false);
+    if (left_out) return (product ? compute(c, node) : attend(c, node)) || ask_python(c, node, false);
     if (node->op == c->get_rows && is_routing(node)) return route(c, node);
     return c->mode == HERE ? true : ask_python(c, node, false);
 }

@@ -90,13 +90,16 @@ class Callback(C.Structure):
 
     _fields_ = [
         ("experts", C.c_void_p),
-        *((n, C.c_int32) for n in ("mul_mat_id", "add_id", "get_rows", "cpy", "none", "f32")),
-        *((name, C.c_void_p) for name in ("compute", "backend")),
+        *((n, C.c_int32) for n in ("mul_mat_id", "add_id", "get_rows", "cpy")),
+        *((n, C.c_int32) for n in ("flash_attn", "none", "f32", "reserved")),
+        *((name, C.c_void_p) for name in ("compute", "set_threads", "backend")),
+        *((name, C.c_void_p) for name in ("alone", "alone_graph")),
         ("python", CALL),
         ("let_go", LET_GO),
         ("prepare", PREPARE),
         *((name, C.c_void_p) for name in ("weights", "products", "rows", "routed")),
         *((name, C.c_int32) for name in ("n_weights", "n_layers", "refuses", "watched")),
+        *((name, C.c_int32) for name in ("n_threads", "n_shared_threads")),
         ("exchange", EXCHANGE),
         ("last_routed", C.c_void_p),
         *((name, C.c_uint64) for name in ("questions", "stops", "kernels")),

@@ -3,48 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import gguf
-import llama_cpp
 import numpy as np
 import pytest
 
 import zoo
+from zoo.plain import open_llama
 
 TEXT = b"Hello the world<|im_end|>\n"
-
-
-@contextmanager
-def plain_llama(path: Path) -> Iterator[llama_cpp.Llama]:
-    """Load a model in the file's own layout: AMX kernels die of an illegal instruction on MXFP4.
-
-    The class has no option for that, so it gets other defaults.
-    """
-    defaults = llama_cpp.llama_model_default_params
-
-    def own_layout() -> Any:
-        params = defaults()
-        params.use_extra_bufts = False
-        return params
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(llama_cpp.llama_cpp, "llama_model_default_params", own_layout)
-        model = llama_cpp.Llama(str(path), n_ctx=64, n_threads=1, logits_all=True, verbose=False)
-    try:
-        yield model
-    finally:
-        model.close()
 
 
 @pytest.mark.parametrize("name", zoo.MODELS)
 def test_each_model_decodes_to_logits_that_differ_between_tokens(
     name: str, zoo_model: Callable[[str], Path]
 ) -> None:
-    with plain_llama(zoo_model(name)) as model:
+    with closing(open_llama(zoo_model(name), n_ctx=64)) as model:
         tokens = model.tokenize(TEXT, add_bos=False, special=True)
         model.eval(tokens)
         logits = model.scores[: len(tokens)]

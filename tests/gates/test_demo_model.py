@@ -15,6 +15,7 @@ from llama_cpp import Llama
 from localmoe.demo.recipe import load_recipe
 from localmoe.demo.source import find_source
 from localmoe.demo.writer import SAMPLING, write_model
+from zoo.plain import open_llama
 
 CHATS = json.loads(Path(__file__).with_name("test_demo_chats.json").read_text())
 """Questions that nothing was tuned on, with the dense model's answers."""
@@ -22,15 +23,7 @@ ARCHITECTURE = "deepseek"
 
 
 def _open(path: Path, **options: Any) -> Llama:
-    return Llama(
-        str(path),
-        n_ctx=512,
-        n_threads=1,
-        n_threads_batch=1,
-        logits_all=True,
-        verbose=False,
-        **options,
-    )
+    return open_llama(path, n_ctx=512, **options)
 
 
 def _logits(model: Llama, tokens: list[int]) -> np.ndarray:

@@ -8,10 +8,31 @@ from typing import Any
 import llama_cpp
 import numpy as np
 import numpy.typing as npt
+import pytest
 
 L: Any = llama_cpp
 Batch = tuple[list[int], list[bool]]
 """Tokens, and for each whether its logits are wanted."""
+
+
+def open_llama(path: Path, **options: Any) -> Any:
+    """Return llama-cpp-python's own model, with logits for every token.
+
+    In the file's own layout: where the processor has AMX, its kernels may end the process with an
+    illegal instruction. The class has no option for that, so it gets other defaults.
+    """
+    defaults = llama_cpp.llama_model_default_params
+
+    def own_layout() -> Any:
+        params = defaults()
+        params.use_extra_bufts = False
+        return params
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(llama_cpp.llama_cpp, "llama_model_default_params", own_layout)
+        return llama_cpp.Llama(
+            str(path), n_threads=1, n_threads_batch=1, logits_all=True, verbose=False, **options
+        )
 
 
 def plain_logits(

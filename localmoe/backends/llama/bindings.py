@@ -22,12 +22,13 @@ TESTED_VERSIONS = ("0.3.36",)
 MAX_NAME_NBYTES = 64  # GGML_MAX_NAME
 TYPE_F32, TYPE_I32 = 0, 26  # GGML_TYPE_F32, GGML_TYPE_I32
 
-# By default OpenMP threads spin at every barrier until they have used up their core, which takes it
-# from the readers and lets a busy neighbour slow decoding threefold; with hardly any spinning each
-# of 1,500 barriers a token costs a system call. Three thousand turns are the least that avoids that
-# (docs/decisions/0003). Must be set before libgomp is loaded; a user's own choice wins.
+# By default OpenMP threads spin at every barrier until they have used up their core, which lets a
+# busy neighbour slow decoding threefold; with hardly any spinning each of 1,500 barriers a token
+# costs a system call. Twenty thousand turns are longer than most waits for experts, so that threads
+# are awake when these have come (docs/decisions/0003 and 0009). Must be set before libgomp is
+# loaded; a user's own choice wins.
 if "OMP_WAIT_POLICY" not in os.environ:
-    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 
 def _import_llama_cpp() -> Any:
@@ -317,4 +318,4 @@ def _prove() -> None:
 _prove()
 OP_MUL_MAT_ID, OP_ADD_ID = op_number("MUL_MAT_ID"), op_number("ADD_ID")
 OP_GET_ROWS, OP_CPY = op_number("GET_ROWS"), op_number("CPY")
-OP_NONE = op_number("NONE")
+OP_NONE, OP_FLASH_ATTN = op_number("NONE"), op_number("FLASH_ATTN_EXT")

@@ -89,10 +89,13 @@ class Callback:
         if self._compiled:
             self._compiled.set_exchange(exchange)
 
-    def share_cores(self, n_threads: int, *, alone: bool) -> None:
-        """Compute on so many threads; where nobody else wants the cores, waits keep theirs."""
-        self._kernels.set_threads(n_threads)
+    def share_cores(self, n_threads: int | None, *, alone: bool) -> None:
+        """Compute single tokens on so many threads, with the bits of all; None: on all.
+
+        Where nobody else wants the cores, waits keep theirs. Only compiled code does either.
+        """
         if self._compiled:
+            self._compiled.set_shared_threads(n_threads)
             self._compiled.set_spin(_SPIN_SECONDS if alone else 0.0)
 
     def interrupt(self, wanted: bool) -> None:

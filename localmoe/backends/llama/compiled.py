@@ -10,13 +10,14 @@ from localmoe.backends.llama.arrivals import Arrivals
 from localmoe.backends.llama.bindings import (
     OP_ADD_ID,
     OP_CPY,
+    OP_FLASH_ATTN,
     OP_GET_ROWS,
     OP_MUL_MAT_ID,
     OP_NONE,
     TYPE_F32,
     Tensor,
 )
-from localmoe.backends.llama.kernels import Kernels, graph_compute_address
+from localmoe.backends.llama.kernels import Kernels, addresses
 from localmoe.cache.compiled import CompiledExperts
 from localmoe.errors import EngineError, EngineVersionError, InterruptedDecodeError
 from localmoe.native.library import (
@@ -93,6 +94,7 @@ class CompiledHook:
         self._python, self._let_go = CALL(fallback.call), LET_GO(fallback.let_go)
         self._prepare = PREPARE(self._make_products)
         self._exchange = EXCHANGE()
+        self._alone = Tensor(op=OP_NONE)
         self.struct: Callback = library.make(Callback)
         self._fill(arrivals.kernels)
         self.address, self.user_data = library.callback_call, C.addressof(self.struct)
@@ -102,7 +104,10 @@ class CompiledHook:
         s.experts = C.addressof(self._experts.struct)
         s.mul_mat_id, s.add_id, s.get_rows = OP_MUL_MAT_ID, OP_ADD_ID, OP_GET_ROWS
         s.cpy, s.none, s.f32 = OP_CPY, OP_NONE, TYPE_F32
-        s.compute, s.backend = graph_compute_address(), kernels.backend
+        s.flash_attn, s.n_threads = OP_FLASH_ATTN, kernels.n_threads
+        s.compute, s.set_threads = addresses()
+        s.backend = kernels.backend
+        s.alone, s.alone_graph = C.addressof(self._alone), kernels.graph([self._alone])
         s.python, s.let_go, s.prepare = self._python, self._let_go, self._prepare
         s.weights, s.n_weights = C.addressof(self._weights), len(self._weights)
         s.products, s.routed = C.addressof(self._products), C.addressof(self._routed)
@@ -125,6 +130,10 @@ class CompiledHook:
     def routed_layers(self) -> set[int]:
         """Return the layers that were ever routed here."""
         return {layer for layer, row in self._experts.rows.items() if self._routed[row]}
+
+    def set_shared_threads(self, n_threads: int | None) -> None:
+        """Compute on so many threads, with the bits of all; None: on all."""
+        self.struct.n_shared_threads = n_threads or 0
 
     def set_spin(self, seconds: float) -> None:
         """Keep the core for so long when waiting, instead of going to sleep at once."""

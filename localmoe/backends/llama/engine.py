@@ -238,10 +238,11 @@ class LlamaEngine(Closing):
         self._source.close()
 
     def _share_cores(self) -> None:
-        n_threads = self._sharing.n_threads
-        L.llama_set_n_threads(self._context, n_threads, n_threads)
-        if self._streaming:
-            self._streaming.callback.share_cores(n_threads, alone=self._sharing.alone)
+        sharing = self._sharing
+        if self._streaming and self._streaming.callback.counts():
+            L.llama_set_n_threads(self._context, sharing.n_threads, sharing.most)
+            fewer = sharing.n_threads if sharing.n_threads < sharing.most else None
+            self._streaming.callback.share_cores(fewer, alone=sharing.alone)
 
     def _request_interrupt(self, wanted: bool) -> None:
         self._interrupted = wanted

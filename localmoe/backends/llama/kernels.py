@@ -25,29 +25,28 @@ _graph_compute = declare(_base, "ggml_backend_graph_compute", C.c_int, C.c_void_
 _backend_free = declare(_base, "ggml_backend_free", None, C.c_void_p)
 
 
-def graph_compute_address() -> int:
-    """Return where the function is that `Kernels.compute` calls, for callers that are compiled."""
-    return int(C.cast(_graph_compute, C.c_void_p).value or 0)
+def addresses() -> tuple[int, int]:
+    """Return where llama.cpp's functions are that compiled code calls: (compute, set threads)."""
+    found = (C.cast(function, C.c_void_p).value for function in (_graph_compute, _set_threads))
+    compute, set_threads = (int(address or 0) for address in found)
+    return compute, set_threads
 
 
 class Kernels:
     """A CPU backend of our own, with as many threads as llama.cpp's. Close it."""
 
     def __init__(self, threads: int) -> None:
+        self.n_threads = threads
         self._arenas: list[int] = []
         self._backend = _backend_init()
         if not self._backend:
             raise EngineError("llama.cpp has no CPU backend; reinstall llama-cpp-python")
-        self.set_threads(threads)
+        _set_threads(self._backend, threads)
 
     @property
     def backend(self) -> int:
         """llama.cpp's handle of the backend."""
         return int(self._backend)
-
-    def set_threads(self, threads: int) -> None:
-        """Compute on so many threads from now on."""
-        _set_threads(self._backend, threads)
 
     def graph(self, nodes: Sequence[Tensor]) -> int:
         """Make a graph of these nodes, which the caller keeps and may change between runs."""

@@ -2,7 +2,10 @@
 
 llama.cpp splits each product over its threads, which meet behind it some 1,500 times a token. When
 a core has somebody else's work, the thread there comes late each time. One thread fewer is faster
-then; the bits do not depend on their number.
+then, for single tokens: longer steps meet more seldom.
+
+The bits stay those of all threads. Only attention to a long context depends on their number, and it
+is computed on all of them even then (`native/callback.c`).
 """
 
 from __future__ import annotations
@@ -45,7 +48,7 @@ class CoreSharing:
 
         The rest are clocks, in seconds.
         """
-        self._most, self._n_cores, self._fixed = n_threads, n_cores, fixed
+        self.most, self._n_cores, self._fixed = n_threads, n_cores, fixed
         self._busy, self._own, self._clock = busy, own, clock
         self._calm_looks = 0
         self.n_threads = n_threads
@@ -75,7 +78,7 @@ class CoreSharing:
     def _share(self, n_others: int) -> None:
         self.alone = n_others == 0
         if not self._fixed:
-            self.n_threads = max(1, min(self._most, self._n_cores - n_others))
+            self.n_threads = max(1, min(self.most, self._n_cores - n_others))
 
     def _read(self) -> tuple[float, float, float]:
         return self._clock(), self._busy(), self._own()
