@@ -34,8 +34,8 @@ class NativeBuildHook(BuildHookInterface[Any]):
             return
         folder = Path(self.root) / "localmoe" / "native"
         library = folder / "_native.so"
-        library.unlink(missing_ok=True)
         if sys.platform == "win32" or not self._compile(folder, library):
+            library.unlink(missing_ok=True)  # of other sources
             return
         build_data["pure_python"] = False
         build_data["tag"] = self._tag()

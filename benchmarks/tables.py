@@ -82,6 +82,17 @@ def spin_table(record: Record) -> list[str]:
     return lines
 
 
+def callback_table(record: Record) -> list[str]:
+    lines = [
+        "| memory | tok/s, compiled | rounds | tok/s, in Python | rounds |",
+        "|---|---|---|---|---|",
+    ]
+    for mib, sides in record["samples"].items():
+        found = f"{samples(sides['compiled'])} | {samples(sides['Python'])}"
+        lines.append(f"| {int(mib) >> 10} GiB | {found} |")
+    return [*lines, "", f"Logits equal: {said(record['logits_equal'])}."]
+
+
 def soak_table(record: Record) -> list[str]:
     lines = [
         "| model | tokens | experts in memory | layers in passes | peak, MiB of budget | growth of "
@@ -146,6 +157,7 @@ TABLES: dict[str, Callable[[Record], list[str]]] = {
     "streaming-vs-mmap": streaming_table,
     "resident-vs-llama": resident_table,
     "spin": spin_table,
+    "callback": callback_table,
     "prefill-passes-k1": passes_table,
     "prefill-passes-k8": passes_table,
     "soak": soak_table,

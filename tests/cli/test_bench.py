@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from localmoe.native.library import library
+
 ZooModel = Callable[[str], Path]
 Bench = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -73,6 +75,17 @@ def test_json_has_the_promised_keys_and_figures_that_fit_together(
     )
     assert len(extra["token_seconds"]) == 6
     assert math.fsum(extra["token_seconds"]) == pytest.approx(6 / answer["tokens_per_second"])
+
+
+@pytest.mark.skipif(library() is None, reason="nothing is compiled here")
+def test_the_callback_may_be_compiled_and_says_so(bench: Bench, zoo_model: ZooModel) -> None:
+    arguments = (str(zoo_model("qwen3moe")), *SHORT, "--slots", "20", "--policy", "lru", "--json")
+    compiled = answer_of(bench(*arguments))
+    in_python = answer_of(bench(*arguments, "--no-compiled"))
+    assert compiled["extra"]["callback"] == "compiled"
+    assert in_python["extra"]["callback"] == "Python"
+    assert compiled["logits_sha256"] == in_python["logits_sha256"]
+    assert compiled["hit_rate"] == in_python["hit_rate"]
 
 
 def test_streamed_and_resident_runs_end_in_the_same_logits(
