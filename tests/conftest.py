@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import zoo
-from localmoe.cache import reader
+from localmoe.cache.direct_file import DirectFile
 
 # --- tiny generated models -----------------------------------------------------------------------
 
@@ -57,4 +57,4 @@ def python_handler() -> Iterator[None]:
 @pytest.fixture
 def reads_by_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have workers do all reads of experts: a ring does not ask a file's `_preadv`."""
-    monkeypatch.setattr(reader, "open_ring", lambda _: None)
+    monkeypatch.setattr(DirectFile, "descriptor", None)

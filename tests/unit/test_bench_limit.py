@@ -88,7 +88,7 @@ def test_a_peer_that_met_its_deadline_is_at_least_so_slow(
 
 
 def test_a_breakdown_adds_up(module: Callable[[str], ModuleType]) -> None:
-    where = {"token_seconds": 0.1, "stall_seconds": 0.03, "python_seconds": 0.005}
+    where = {"token_seconds": 0.1, "stall_seconds": 0.03, "own_seconds": 0.005}
     parts = module("limit_figures").breakdown(where, 0.06)
     assert sum(parts.values()) == pytest.approx(0.1)
     assert parts["rest"] == pytest.approx(0.005)

@@ -102,6 +102,28 @@ def test_failing_read_ends_that_decode_and_the_next_one_works(
         assert np.array_equal(engine.decode([TOKENS[i]]), wanted[i])
 
 
+def test_a_file_that_ends_early_ends_that_decode_and_no_other(
+    zoo_model: ZooModel, tmp_path: Path
+) -> None:
+    """Read by whatever reads where nothing is replaced: compiled code, if it was built."""
+    path = tmp_path / "model.gguf"
+    whole = zoo_model("qwen3moe").read_bytes()
+    path.write_bytes(whole)
+    with load(path, slots=8, prefill_chunk_tokens=2) as engine:
+        wanted = [engine.decode([t]) for t in TOKENS]
+        engine.truncate(0)
+        decode_each(engine, TOKENS[:8])
+        os.truncate(path, len(whole) // 4)
+        with pytest.raises(ExpertReadError, match="the file ended before") as caught:
+            decode_each(engine, TOKENS[8:])
+        assert (caught.value.path, caught.value.errno) == (str(path), 0)
+        broken_at = engine.position
+        assert 8 <= broken_at < len(TOKENS)
+        path.write_bytes(whole)
+        for i in range(broken_at, len(TOKENS)):
+            assert np.array_equal(engine.decode([TOKENS[i]]), wanted[i])
+
+
 @pytest.mark.usefixtures("reads_by_workers")
 def test_failing_read_in_prefill_leaves_the_position_where_it_was(engine: LlamaEngine) -> None:
     engine.decode(TOKENS[:3])
@@ -281,10 +303,11 @@ def test_experts_that_the_graph_does_not_use_are_refused_with_the_first_logits(
 ) -> None:
     assert engine._streaming
     layers = {layer.layer for layer in engine.catalog.layers}
-    assert engine._streaming.hook._unrouted == layers
+    hook = engine._streaming.callback._hook
+    assert hook.unrouted == layers
     engine.decode(TOKENS[:4])
-    assert engine._streaming.hook._unrouted == set()
-    engine._streaming.hook._unrouted.add(99)
+    assert hook.unrouted == set()
+    hook.unrouted.add(99)
     engine.decode(TOKENS[4:6], "none")
     with pytest.raises(UnsupportedModelError, match="experts of layer 99"):
         engine.decode(TOKENS[6:8])

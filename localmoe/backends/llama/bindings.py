@@ -24,9 +24,8 @@ TYPE_F32, TYPE_I32 = 0, 26  # GGML_TYPE_F32, GGML_TYPE_I32
 
 # By default OpenMP threads spin at every barrier until they have used up their core, which lets a
 # busy neighbour slow decoding threefold; with hardly any spinning each of 1,500 barriers a token
-# costs a system call. Twenty thousand turns are longer than most waits for experts, so that threads
-# are awake when these have come (docs/decisions/0003 and 0009). Must be set before libgomp is
-# loaded; a user's own choice wins.
+# costs a system call. Twenty thousand turns are longer than most waits for experts
+# (docs/decisions/0003 and 0010). Must be set before libgomp is loaded; a user's own choice wins.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
