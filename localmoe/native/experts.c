@@ -8,6 +8,7 @@
 enum {
     PIECE_NBYTES = 4 << 20,    /* longer parts are read in pieces, as the reader's workers do */
     MOST_MOVED_NBYTES = 1 << 18, /* what does not lie as it should is moved; workers move more */
+    MOST_INTO_FREE = 16,       /* pages of slots that nobody used come faster in several threads */
     NOT_HELD = -1,
 };
 
@@ -228,6 +229,13 @@ static void put(lm_experts *e, int32_t place, int32_t slot) {
     e->load_of[place] = e->n_loads++;
 }
 
+/* Whether any of these slots is free: then its memory may not have been touched yet. */
+static bool any_free(const lm_class *slots, const int32_t *taken, int32_t n) {
+    for (int32_t i = 0; i < n; i++)
+        if (slots->holders[2 * taken[i]] < 0) return true;
+    return false;
+}
+
 /* Find out what is missing; return how many, or -1 where Python has to decide. */
 static int32_t look_up(lm_experts *e, const lm_layer *layer, int32_t n, int32_t *missing) {
     lm_class *slots = e->classes + layer->class_index;
@@ -256,13 +264,16 @@ static int32_t look_up(lm_experts *e, const lm_layer *layer, int32_t n, int32_t 
 bool lm_experts_acquire(lm_experts *e, int32_t row, const int32_t *ids, int32_t n) {
     int32_t missing[MOST_USED], taken[MOST_USED];
     lm_layer *layer = e->layers + row;
+    lm_class *slots = e->classes + layer->class_index;
     if (n < 1 || n > MOST_USED) return false;
     if (e->log_size - e->log_used < 3 + 9 * MOST_USED) e->settle();
     e->request++;
     memcpy(e->experts, ids, (size_t)n * sizeof *ids);
     int32_t n_missing = look_up(e, layer, n, missing);
     if (n_missing < 0) return false;
-    if (n_missing && !find_slots(e, e->classes + layer->class_index, taken, n_missing)) return false;
+    if (n_missing && !find_slots(e, slots, taken, n_missing)) return false;
+    bool many = n_missing * layer->n_parts > MOST_INTO_FREE;
+    if (many && any_free(slots, taken, n_missing)) return false;
     e->row = row;
     e->n_used = n;
     e->n_loads = 0;
