@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from localmoe.backends.llama.engine import LlamaEngine
-from localmoe.backends.llama.load import load
 from localmoe.backends.llama.routing_log import RoutingLog
+from localmoe.bench.streamed import streamed_engine
 from localmoe.bench.tokens import token_stream
 from localmoe.errors import SettingsError
 from localmoe.prediction.score import Scorer
-from localmoe.prediction.trace import Trace, read_trace, with_history
+from localmoe.prediction.trace import Trace, with_history
+from localmoe.prediction.trace_reader import read_trace
 from localmoe.settings import Progress, Settings
 
 _SHARES = (0.25, 0.5, 0.75)
 """Sizes of caches that misses are counted for, as shares of all experts."""
-_STREAMED_SHARE = 0.75
 _FEWEST_TOKENS = 8
 Report = dict[str, object]
 
@@ -45,7 +43,7 @@ def score_trace(path: Path) -> Report:
 
 def score_model(request: PredictRequest, progress: Progress | None = None) -> Report:
     """Load the model, decode, score. Returns what `--json` prints. Raises LocalMoeError."""
-    with _streaming(request, progress) as engine:
+    with streamed_engine(request.model, request.settings, progress) as engine:
         tokens = _tokens(request, engine)
         layers = {layer.layer: layer for layer in engine.catalog.layers}
         log = RoutingLog(layers, request.settings.n_threads)
@@ -66,26 +64,6 @@ def score_model(request: PredictRequest, progress: Progress | None = None) -> Re
         "unknown_layers": sorted(log.unknown_layers),
         **_scores(trace, expert_nbytes),
     }
-
-
-@contextmanager
-def _streaming(request: PredictRequest, progress: Progress | None) -> Iterator[LlamaEngine]:
-    """Load a model so that its routing is seen, which needs fewer slots than experts."""
-    engine = load(request.model, request.settings, progress)
-    try:
-        catalog = engine.catalog
-        if not catalog.layers:
-            raise SettingsError("a dense model has no experts to predict: give one that has")
-        if engine.plan.streams:
-            yield engine
-            return
-        engine.close()
-        least = max(layer.n_experts for layer in catalog.layers)
-        slots = max(least, int(_STREAMED_SHARE * catalog.n_experts_total))
-        engine = load(request.model, replace(request.settings, slots=slots), progress)
-        yield engine
-    finally:
-        engine.close()
 
 
 def _tokens(request: PredictRequest, engine: LlamaEngine) -> list[int]:

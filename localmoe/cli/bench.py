@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import typer
@@ -26,6 +25,7 @@ from localmoe.cli.bench_options import (
     WithPeer,
 )
 from localmoe.cli.bench_progress import share_bar
+from localmoe.cli.demo import demo_model_path
 from localmoe.cli.options import (
     Context,
     ExpertsUsed,
@@ -36,9 +36,7 @@ from localmoe.cli.options import (
     Policies,
     PolicyKind,
     Threads,
-    cache_dir,
 )
-from localmoe.cli.progress import progress_bar
 from localmoe.cli.terminal import dim_line
 from localmoe.settings import Settings
 
@@ -89,7 +87,7 @@ def decode(  # noqa: PLR0913 (the command line's options are this function's par
 
     hash_after = () if peer is None else (peer_tokens or min(PEER_TOKENS_STREAMING, tokens),)
     request = DecodeRequest(
-        model=str(model or _demo_model()),
+        model=str(model or demo_model_path()),
         settings=Settings(
             memory_bytes=memory,
             context_tokens=context,
@@ -113,13 +111,6 @@ def decode(  # noqa: PLR0913 (the command line's options are this function's par
     from localmoe.cli.bench_table import show
 
     show(answer)
-
-
-def _demo_model() -> Path:
-    from localmoe.demo.builder import demo_model
-
-    with progress_bar() as progress:
-        return demo_model(cache_dir(), progress)
 
 
 def _measure(

@@ -12,8 +12,8 @@ from rich.table import Table
 
 from localmoe.cli.bench_options import AsJson, Model, Slots
 from localmoe.cli.bench_progress import share_bar
-from localmoe.cli.options import Context, ExpertsUsed, Memory, Threads, cache_dir
-from localmoe.cli.progress import progress_bar
+from localmoe.cli.demo import demo_model_path
+from localmoe.cli.options import Context, ExpertsUsed, Memory, Threads
 from localmoe.cli.terminal import console_for
 from localmoe.errors import SettingsError
 from localmoe.settings import Settings
@@ -67,7 +67,7 @@ def predict(  # noqa: PLR0913 (the command line's options are this function's pa
         answer = score_trace(model)
     else:
         request = PredictRequest(
-            model=str(model or _demo_model()),
+            model=str(model or demo_model_path()),
             settings=Settings(
                 memory_bytes=memory,
                 context_tokens=context,
@@ -84,13 +84,6 @@ def predict(  # noqa: PLR0913 (the command line's options are this function's pa
         typer.echo(json.dumps(answer))
     else:
         _show(answer)
-
-
-def _demo_model() -> Path:
-    from localmoe.demo.builder import demo_model
-
-    with progress_bar() as progress:
-        return demo_model(cache_dir(), progress)
 
 
 def _read(path: Path) -> str:
