@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from localmoe.backends.llama.engine import LlamaEngine
@@ -43,6 +43,19 @@ def score_trace(path: Path) -> Report:
 
 def score_model(request: PredictRequest, progress: Progress | None = None) -> Report:
     """Load the model, decode, score. Returns what `--json` prints. Raises LocalMoeError."""
+    trace, log = follow_model(request, progress)
+    return {
+        "source": trace.model,
+        "guess_seconds": log.seconds / log.guesses if log.guesses else None,
+        "unknown_layers": sorted(log.unknown_layers),
+        **_scores(trace),
+    }
+
+
+def follow_model(
+    request: PredictRequest, progress: Progress | None = None
+) -> tuple[Trace, RoutingLog]:
+    """Load the model, decode; return what was routed and guessed. Raises LocalMoeError."""
     with streamed_engine(request.model, request.settings, progress) as engine:
         tokens = _tokens(request, engine)
         layers = {layer.layer: layer for layer in engine.catalog.layers}
@@ -56,14 +69,8 @@ def score_model(request: PredictRequest, progress: Progress | None = None) -> Re
         finally:
             engine.watch_routing(None)
             log.close()
-        trace = log.trace()
-        expert_nbytes = engine.catalog.expert_nbytes / engine.catalog.n_experts_total
-    return {
-        "source": Path(request.model).name,
-        "guess_seconds": log.seconds / log.guesses if log.guesses else None,
-        "unknown_layers": sorted(log.unknown_layers),
-        **_scores(trace, expert_nbytes),
-    }
+        name = Path(request.model).name
+        return replace(log.trace(), moe_layers=engine.catalog.layers, model=name), log
 
 
 def _tokens(request: PredictRequest, engine: LlamaEngine) -> list[int]:
@@ -79,7 +86,7 @@ def _tokens(request: PredictRequest, engine: LlamaEngine) -> list[int]:
     return tokens
 
 
-def _scores(trace: Trace, expert_nbytes: float | None = None) -> Report:
+def _scores(trace: Trace) -> Report:
     trace = with_history(trace, trace.n_experts_used + 2)
     n_experts = len(trace.layers) * trace.n_experts
     scorer = Scorer(trace, [int(share * n_experts) for share in _SHARES])
@@ -89,6 +96,6 @@ def _scores(trace: Trace, expert_nbytes: float | None = None) -> Report:
         "layers": list(trace.layers),
         "experts_per_layer": trace.n_experts,
         "experts_used": trace.n_experts_used,
-        "expert_bytes": expert_nbytes,
+        "expert_bytes": trace.mean_expert_nbytes,
         "predictors": {name: asdict(scorer.score(name)) for name in trace.guesses},
     }

@@ -61,4 +61,4 @@ class Belady(Ranked):
 
 def uniform_hit_rate(trace: Trace, slots: int) -> float:
     """Return what routing without any pattern would find, whatever the policy: its share."""
-    return min(1.0, slots / sum(layer.n_experts for layer in trace.sized_layers()))
+    return min(1.0, slots / trace.n_experts_total)

@@ -18,7 +18,7 @@ Floats = npt.NDArray[np.float64]
 Bytes = npt.NDArray[np.uint8]
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def decayed_ranks(routing: Numbers, n_experts: int, weights: Floats) -> Floats:
     """Return the rank of each request as `frequency.Decayed` gives it, [T, L, K]."""
     n_tokens, n_layers, used = routing.shape
@@ -39,7 +39,7 @@ def decayed_ranks(routing: Numbers, n_experts: int, weights: Floats) -> Floats:
     return ranks
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def counted_ranks(routing: Numbers, n_experts: int, learned_tokens: int) -> Floats:
     """Return the rank of each request as `frequency.Static` gives it, [T, L, K]."""
     n_tokens, n_layers, used = routing.shape
@@ -55,12 +55,28 @@ def counted_ranks(routing: Numbers, n_experts: int, learned_tokens: int) -> Floa
     return ranks
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
+def next_use_ranks(routing: Numbers, n_experts: int) -> Floats:
+    """Return the rank of each request as `bound.next_use_ranks` gives it, [T, L, K]."""
+    n_tokens, n_layers, used = routing.shape
+    coming = np.full(n_layers * n_experts, -np.inf)
+    ranks = np.full(routing.shape, -np.inf)
+    for token in range(n_tokens - 1, -1, -1):
+        for layer in range(n_layers - 1, -1, -1):
+            for k in range(used):
+                if routing[token, layer, k] >= 0:
+                    key = layer * n_experts + routing[token, layer, k]
+                    ranks[token, layer, k] = coming[key]
+                    coming[key] = -(token * n_layers + layer)
+    return ranks
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
 def _goes_before(rank: Floats, clock: Ints, one: int, other: int) -> bool:
     return bool(rank[one] < rank[other] or (rank[one] == rank[other] and clock[one] < clock[other]))
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def _settle_up(heap: Ints, at: Ints, rank: Floats, clock: Ints, start: int, place: int) -> int:
     """Move an entry of the heap from `start` on towards the front; return where it stays."""
     key = heap[start + place]
@@ -77,7 +93,7 @@ def _settle_up(heap: Ints, at: Ints, rank: Floats, clock: Ints, start: int, plac
     return place
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def _settle_down(  # noqa: PLR0913 (a heap is four arrays and a place in them)
     heap: Ints, at: Ints, rank: Floats, clock: Ints, start: int, place: int, length: int
 ) -> None:
@@ -100,7 +116,7 @@ def _settle_down(  # noqa: PLR0913 (a heap is four arrays and a place in them)
     at[key] = place
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def _take_out(  # noqa: PLR0913
     heap: Ints, at: Ints, rank: Floats, clock: Ints, start: int, length: int, key: int
 ) -> None:
@@ -114,7 +130,7 @@ def _take_out(  # noqa: PLR0913
             _settle_down(heap, at, rank, clock, start, place, length - 1)
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def replay_ranked(  # noqa: C901 (calls are not free here)
     routing: Numbers, n_experts: int, group_of_layer: Ints, slots: Ints, ranks: Floats
 ) -> Bytes:

@@ -14,7 +14,6 @@ from localmoe.cache.frequency import (
     smooth,
     stepwise,
 )
-from localmoe.lab.bound import next_use_ranks
 from localmoe.lab.layout import Layout
 from localmoe.lab.replay import Outcome
 from localmoe.prediction.trace import Trace
@@ -41,7 +40,7 @@ def ranks_of(name: str, trace: Trace, learned_tokens: int) -> Floats | None:
         "lfu": lambda: kernels.decayed_ranks(routing, n_experts, stepwise(LFU_HALF_LIFE_TOKENS)),
         "lrfu": lambda: kernels.decayed_ranks(routing, n_experts, smooth(LRFU_HALF_LIFE_TOKENS)),
         "static": lambda: kernels.counted_ranks(routing, n_experts, learned_tokens),
-        BELADY: lambda: next_use_ranks(trace),
+        BELADY: lambda: kernels.next_use_ranks(routing, n_experts),
     }
     make = makers.get(name)
     return make() if make else None

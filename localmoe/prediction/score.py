@@ -48,7 +48,7 @@ class Scorer:
     """Scores the predictors of a trace. Simulates each cache once."""
 
     def __init__(self, trace: Trace, slots: Sequence[int]) -> None:
-        self._trace, self._first = trace, len(trace.routing) // _WARM_UP_SHARE
+        self._trace, self._first = trace, warm_up_tokens(trace)
         self._chosen = trace.chosen()
         self._held = {count: held_before(trace, count) for count in slots}
 
@@ -87,6 +87,11 @@ class Scorer:
             misses_named=int((absent & true).sum()) / n_missed if n_missed else 0.0,
             wrong_reads_per_token=int((absent & ~true).sum()) / tokens,
         )
+
+
+def warm_up_tokens(trace: Trace) -> int:
+    """Return how many tokens are not scored: they fill caches and teach predictors."""
+    return trace.n_tokens // _WARM_UP_SHARE
 
 
 def held_before(trace: Trace, slots: int) -> Table:

@@ -47,6 +47,18 @@ class Trace:
         """T."""
         return len(self.routing)
 
+    @property
+    def mean_expert_nbytes(self) -> float | None:
+        """Mean length of an expert; None where it is not known."""
+        total = sum(layer.n_experts for layer in self.moe_layers)
+        nbytes = sum(layer.n_experts * layer.expert_nbytes for layer in self.moe_layers)
+        return nbytes / total if total else None
+
+    @property
+    def n_experts_total(self) -> int:
+        """Number of (layer, expert) pairs."""
+        return sum(layer.n_experts for layer in self.sized_layers())
+
     def sized_layers(self) -> tuple[MoeLayer, ...]:
         """Return the layers; where nothing is known of their experts, all are one byte long."""
         if self.moe_layers:
@@ -72,17 +84,31 @@ def with_history(trace: Trace, count: int) -> Trace:
     """Add the predictors that need no hidden state, `count` guesses each.
 
     `previous_token`: what the token before used in this layer, then by frequency. `frequency`: what
-    the layer has used most so far.
+    the layer has used most so far. `combined`, where the next layer's router is known: all three.
     """
     chosen = trace.chosen()
     seen = np.cumsum(chosen, axis=0).astype(np.float64) - chosen
     before = np.zeros_like(chosen)
     before[1:] = chosen[:-1]
     weights = {"previous_token": before + seen / (1 + len(chosen)), "frequency": seen}
+    if "next_layer" in trace.guesses:
+        weights["combined"] = _combined(trace, before, seen)
     guesses = {name: _best(weight, count) for name, weight in weights.items()}
     for guessed in guesses.values():
         guessed[0] = NO_GUESS
     return replace(trace, guesses={**trace.guesses, **guesses})
+
+
+def _combined(
+    trace: Trace, before: npt.NDArray[np.bool_], seen: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """Weigh the next layer's router by rank, then the token before, then frequency: [T, L, E]."""
+    guessed = trace.guesses["next_layer"]
+    ranks = 1 - np.arange(guessed.shape[2]) / guessed.shape[2]
+    weights = before / 2 + seen / (1 + len(seen)) / 4
+    token, layer, rank = np.nonzero(guessed != NO_GUESS)
+    weights[token, layer, guessed[token, layer, rank]] += ranks[rank]
+    return weights
 
 
 def _best(weights: npt.NDArray[np.float64], count: int) -> Numbers:
