@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from localmoe.backends.llama.engine import LlamaEngine
@@ -10,13 +10,11 @@ from localmoe.backends.llama.routing_log import RoutingLog
 from localmoe.bench.streamed import streamed_engine
 from localmoe.bench.tokens import token_stream
 from localmoe.errors import SettingsError
-from localmoe.prediction.score import Scorer
-from localmoe.prediction.trace import Trace, with_history
+from localmoe.prediction.score import score_history, warm_up_tokens
+from localmoe.prediction.trace import Trace
 from localmoe.prediction.trace_reader import read_trace
 from localmoe.settings import Progress, Settings
 
-_SHARES = (0.25, 0.5, 0.75)
-"""Sizes of caches that misses are counted for, as shares of all experts."""
 _FEWEST_TOKENS = 8
 Report = dict[str, object]
 
@@ -87,15 +85,13 @@ def _tokens(request: PredictRequest, engine: LlamaEngine) -> list[int]:
 
 
 def _scores(trace: Trace) -> Report:
-    trace = with_history(trace, trace.n_experts_used + 2)
-    n_experts = len(trace.layers) * trace.n_experts
-    scorer = Scorer(trace, [int(share * n_experts) for share in _SHARES])
+    _, scores = score_history(trace)
     return {
-        "tokens": len(trace.routing),
-        "scored_tokens": scorer.scored_tokens,
+        "tokens": trace.n_tokens,
+        "scored_tokens": trace.n_tokens - warm_up_tokens(trace),
         "layers": list(trace.layers),
         "experts_per_layer": trace.n_experts,
         "experts_used": trace.n_experts_used,
         "expert_bytes": trace.mean_expert_nbytes,
-        "predictors": {name: asdict(scorer.score(name)) for name in trace.guesses},
+        "predictors": scores,
     }

@@ -16,6 +16,8 @@ Floats = npt.NDArray[np.float32]
 PhaseName = Literal["decode", "prefill"]
 """How tokens came: one at a time, or many in a step."""
 NO_GUESS = -1
+RANKS_BEYOND = 2
+"""How many more experts a guess ranks than a token uses."""
 
 
 @dataclass(frozen=True)
