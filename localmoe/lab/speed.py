@@ -63,8 +63,9 @@ class Machine:
         if shape:
             said.append(
                 f"Routing is that of {trace.model or 'the trace'}, stretched to {shape.n_layers} "
-                f"layers of {shape.n_experts} experts, {shape.n_experts_used} used, at Q4_K_M: "
-                f"{shape.name} itself may be routed otherwise."
+                f"layers of {shape.n_experts} experts, {shape.n_experts_used} used, at Q4_K_M. "
+                "Kept is how much likelier than by chance recent experts are used again, and nothing "
+                f"else. {shape.name} itself may be routed otherwise."
             )
         elif not trace.moe_layers:
             said.append("The trace does not say how long an expert is: 1 MB was taken.")

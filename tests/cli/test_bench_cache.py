@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from localmoe.cache.policy_table import POLICIES
 from localmoe.prediction.trace import Trace, made_up_layer
@@ -71,6 +72,35 @@ def test_a_model_is_recorded_and_people_get_a_table(zoo_model: ZooModel) -> None
     assert "12 of 16 tokens were scored" in done.stdout
 
 
+def test_a_report_a_picture_and_a_device(
+    tmp_path: Path, unexplained: Callable[[Any], list[str]]
+) -> None:
+    pytest.importorskip("matplotlib")
+    path, page, picture = some_trace(tmp_path), tmp_path / "r.html", tmp_path / "p.png"
+    options = ("--policies", "lru", "--sizes", "25%,75%", "--device", "nvme-gen4", "--json")
+    done = cache(str(path), *options, "--report", str(page), "--plot", str(picture))
+    assert (done.returncode, done.stderr) == (0, "")
+    answer = json.loads(done.stdout)
+    assert [key for key in unexplained(answer) if key not in ("belady", "lru")] == []
+    assert list(answer["acting"]["predictors"]) == [
+        "nothing", "perfect", "previous_token", "frequency",
+    ]  # fmt: skip
+    assert page.read_text().startswith("<!doctype html>")
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    done = cache(str(path), *options, "--model", "olmoe-1b-7b")
+    answer = json.loads(done.stdout)
+    assert (len(answer["layers"]), answer["experts_used"]) == (16, 8)
+    assert answer["simulation"]["model"] == "olmoe-1b-7b"
+    assert all(
+        figures["tokens_per_second"] > 0
+        for size in answer["sizes"]
+        for figures in size["policies"].values()
+    )
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        "p.png", "r.html", "some.moetrace",
+    ]  # fmt: skip
+
+
 def test_errors_are_one_line(tmp_path: Path) -> None:
     path = str(some_trace(tmp_path))
     for arguments, message in (
@@ -79,6 +109,9 @@ def test_errors_are_one_line(tmp_path: Path) -> None:
         ((path, "--sizes", "200%"), "no size of a cache here"),
         ((path, "--sizes", "many"), "no size of a cache here"),
         ((path, "--policies", ","), "names 0 things"),
+        ((path, "--device", "floppy"), "there is no device floppy"),
+        ((path, "--model", "other"), "there is no shape of other"),
+        ((path, "--policies", "lru", "--report", f"{tmp_path}/no/r.html"), "cannot write"),
         ((str(tmp_path / "none.moetrace"),), "there is no file"),
     ):
         done = cache(*arguments)
