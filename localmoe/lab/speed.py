@@ -64,7 +64,7 @@ class Machine:
             said.append(
                 f"Routing is that of {trace.model or 'the trace'}, stretched to {shape.n_layers} "
                 f"layers of {shape.n_experts} experts, {shape.n_experts_used} used, at Q4_K_M. "
-                "Kept is how much likelier than by chance recent experts are used again, and nothing "
+                "Kept is how much likelier than by chance recent experts are used again, nothing "
                 f"else. {shape.name} itself may be routed otherwise."
             )
         elif not trace.moe_layers:
