@@ -78,6 +78,17 @@ ShapeName = Annotated[
         help="Stretch the trace to the shape of this model, such as trinity-large or kimi-k2.",
     ),
 ]
+ComputeMs = Annotated[
+    float | None,
+    typer.Option(
+        "--compute-ms",
+        metavar="X",
+        min=0.001,
+        show_default=False,
+        help="What a token takes with all experts in memory, as `bench decode` measures it. "
+        "Default: going through the weights at the speed of memory.",
+    ),
+]
 ReportFile = Annotated[
     Path | None,
     typer.Option("--report", metavar="R.html", show_default=False, help="Write one HTML file."),
@@ -96,6 +107,7 @@ def cache(  # noqa: PLR0913 (the command line's options are this function's para
     plot: PlotFile = None,
     device: DeviceName = None,
     model: ShapeName = None,
+    compute_ms: ComputeMs = None,
     memory: Memory = None,
     tokens: Tokens = 256,
     text: Text = None,
@@ -116,6 +128,7 @@ def cache(  # noqa: PLR0913 (the command line's options are this function's para
         sizes=sizes,
         device=device_named(device) if device else None,
         shape=shape_named(model) if model else None,
+        token_seconds=compute_ms / 1e3 if compute_ms else None,
         guesses=bool(report or plot or device),
     )
     settings = Settings(

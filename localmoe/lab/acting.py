@@ -48,7 +48,8 @@ class _Replay:
     """When the last layer was routed: from then on its successor is guessed."""
 
     def demand(self, keys: list[Key]) -> None:
-        """Wait for a layer's experts, and compute."""
+        """Compute up to the routing, wait for a layer's experts, and compute those."""
+        self.clock += self.machine.before_seconds
         missing = [key for key in keys if key not in self.held]
         self.tally.useful += len(self.unused.intersection(keys))
         self.unused.difference_update(keys)
@@ -65,14 +66,14 @@ class _Replay:
             self.tally.busy_seconds += seconds
         waited = max((self.held[key] for key in keys), default=self.clock)
         self.routed_at = self.clock
-        self.clock = max(self.clock + self.machine.layer_compute_seconds, waited)
+        self.clock = max(self.clock + self.machine.experts_seconds, waited)
 
     def read_ahead(self, keys: list[Key]) -> None:
         """Read what begins before the next layer is routed, the surest first."""
         device, nbytes = self.machine.device, self.machine.expert_nbytes
         start = max(self.free_at, self.routed_at)
         for at, key in enumerate(key for key in keys if key not in self.held):
-            if start >= self.clock:
+            if start >= self.clock + self.machine.before_seconds:
                 return
             seconds = nbytes / device.bytes_per_second + (0 if at else device.latency_seconds)
             start += seconds

@@ -9,7 +9,7 @@ from localmoe.lab.locality import popularity, reuse_gaps
 from localmoe.lab.report import FLOOR, hit_lines, recall_bars
 from localmoe.prediction.trace import Trace
 
-_DASHED = ("belady", FLOOR)
+_DASHED = {"belady": "black", FLOOR: "gray"}
 
 
 def write_plot(trace: Trace, answer: dict[str, Any], file: BinaryIO) -> None:
@@ -24,8 +24,8 @@ def write_plot(trace: Trace, answer: dict[str, Any], file: BinaryIO) -> None:
     figure.suptitle(f"{answer['source']}: {answer['scored_tokens']} tokens scored")
     hits, heat, reuse, recall = figure.subplots(2, 2).flat
     for name, points in hit_lines(answer).items():
-        style = "--" if name in _DASHED else "-"
-        hits.plot(*zip(*points, strict=True), style, marker="o", markersize=4, label=name)
+        style = {"linestyle": "--", "color": _DASHED[name]} if name in _DASHED else {}
+        hits.plot(*zip(*points, strict=True), marker="o", markersize=4, label=name, **style)
     hits.set(title="Found, by size of the cache", xlabel="share of experts", ylabel="found")
     hits.legend(fontsize="small")
     picture = heat.imshow(popularity(trace), aspect="auto", cmap="viridis")

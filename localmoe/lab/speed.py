@@ -24,27 +24,42 @@ class Machine:
     n_layers: int
     resident_nbytes: float
 
+    token_seconds: float | None = None
+    """What a token takes with all experts in memory, where that was measured."""
+
     @classmethod
-    def of(cls, device: Device, trace: Trace, shape: Shape | None) -> Machine:
+    def of(
+        cls, device: Device, trace: Trace, shape: Shape | None, token_seconds: float | None = None
+    ) -> Machine:
         """Take lengths from the shape, or else the trace, which knows of no resident weights."""
         nbytes = shape.expert_nbytes if shape else trace.mean_expert_nbytes or MEGABYTE
         resident = shape.resident_nbytes if shape else 0.0
-        return cls(device, nbytes, trace.n_experts_used, len(trace.layers), resident)
+        used, layers = trace.n_experts_used, len(trace.layers)
+        return cls(device, nbytes, used, layers, resident, token_seconds)
 
     @property
-    def layer_compute_seconds(self) -> float:
-        """Going through a layer's experts of one token, and its share of the resident weights."""
-        nbytes = self.n_experts_used * self.expert_nbytes + self.resident_nbytes / self.n_layers
+    def before_seconds(self) -> float:
+        """Of a layer, what is computed before its routing is known: attention, most of all."""
+        if self.token_seconds is not None:
+            return self.token_seconds / self.n_layers / 2
+        return self.resident_nbytes / self.n_layers / self.device.memory_bytes_per_second
+
+    @property
+    def experts_seconds(self) -> float:
+        """Of a layer, what its experts take to compute."""
+        if self.token_seconds is not None:
+            return self.token_seconds / self.n_layers / 2
+        nbytes = self.n_experts_used * self.expert_nbytes
         return nbytes / self.device.memory_bytes_per_second
 
     def tokens_per_second(self, misses: npt.NDArray[np.int64]) -> float:
-        """Return the speed with so many misses, [T, L]: the longer of reading and computing counts.
+        """Return the speed with so many misses, [T, L].
 
-        What is there is computed while the rest is read, in each layer for itself.
+        Experts that are there are computed while the others are read: the longer of both counts.
         """
         most = int(misses.max(initial=0))
         reading = [self.device.read_seconds(n, self.expert_nbytes) for n in range(most + 1)]
-        seconds = np.maximum(np.array(reading), self.layer_compute_seconds)[misses]
+        seconds = self.before_seconds + np.maximum(np.array(reading), self.experts_seconds)[misses]
         return float(len(misses) / seconds.sum())
 
     def assumptions(self, trace: Trace, shape: Shape | None) -> list[str]:
@@ -55,8 +70,9 @@ class Machine:
             f"{device.latency_seconds * 1e6:.0f} microseconds for {device.depth} reads at once, "
             f"and weights in memory gone through at {device.memory_bytes_per_second / 1e9:.0f} "
             "GB/s. These are figures of the class, measured on no machine.",
-            "Each layer takes the longer of reading its misses and computing; nothing is read on a "
-            "guess, and nothing else costs time: real engines are slower.",
+            self._said_of_computing(),
+            "Reading begins when a layer is routed; from then on the longer of reading and "
+            "computing counts. Nothing else costs time: real engines are slower.",
             f"An expert is {self.expert_nbytes / MEGABYTE:.3g} MB, "
             f"the resident weights {self.resident_nbytes / 1e9:.3g} GB.",
         ]
@@ -70,3 +86,14 @@ class Machine:
         elif not trace.moe_layers:
             said.append("The trace does not say how long an expert is: 1 MB was taken.")
         return said
+
+    def _said_of_computing(self) -> str:
+        if self.token_seconds is not None:
+            return (
+                f"A token takes {1e3 * self.token_seconds:.3g} ms with all experts in memory, as "
+                "was said; half of each layer's share passes before its routing is known."
+            )
+        return (
+            "Computing takes as long as going through the weights: the resident ones before a "
+            "layer is routed, its experts afterwards."
+        )

@@ -27,6 +27,8 @@ class StudyRequest:
     sizes: str
     device: Device | None = None
     shape: Shape | None = None
+    token_seconds: float | None = None
+    """What a token takes with all experts in memory, if it is known."""
     guesses: bool = False
     """Whether predictors are scored, and with a device replayed."""
 
@@ -42,7 +44,7 @@ def study(
         replayed = scaled(trace, request.shape)
     machine = None
     if request.device:
-        machine = Machine.of(request.device, replayed, request.shape)
+        machine = Machine.of(request.device, replayed, request.shape, request.token_seconds)
     slots = parse_slots(request.sizes, replayed)
     answer: Answer = {
         "source": source,

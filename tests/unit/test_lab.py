@@ -64,14 +64,16 @@ def test_popularity_is_a_share_of_tokens() -> None:
 # --- speed on a described device ------------------------------------------------------------------
 
 
-def test_a_layer_takes_the_longer_of_reading_and_computing() -> None:
+def test_a_routed_layer_takes_the_longer_of_reading_and_computing() -> None:
     assert PLAIN.read_seconds(0, 100) == 0
     assert PLAIN.read_seconds(2, 100) == 0.5 + 2
     assert PLAIN.read_seconds(3, 100) == 2 * 0.5 + 3  # nine parts, six at once
     machine = Machine(PLAIN, 100, n_experts_used=2, n_layers=2, resident_nbytes=4000)
-    assert machine.layer_compute_seconds == (200 + 2000) / 1000
+    assert (machine.before_seconds, machine.experts_seconds) == (2.0, 0.2)
     speed = machine.tokens_per_second(np.array([[0, 2], [0, 0]]))
-    assert speed == pytest.approx(2 / (2.2 + 2.5 + 2.2 + 2.2))
+    assert speed == pytest.approx(2 / (2.2 + (2 + 2.5) + 2.2 + 2.2))
+    told = Machine(PLAIN, 100, 2, 2, 4000, token_seconds=4.0)
+    assert (told.before_seconds, told.experts_seconds) == (1.0, 1.0)
 
 
 def test_guesses_that_are_right_help_only_an_idle_device() -> None:
