@@ -14,8 +14,8 @@ Progress = Callable[[str, int, int], None]
 """Called with (stage, done, total) while something takes long; `total` may grow."""
 KvType = Literal["f16", "q8_0", "q4_0"]
 """How keys and values of the context are kept: 2, 1.0625 or 0.5625 bytes per number."""
-PolicyName = Literal["next-use", "lru"]
-"""Which expert gives way to another one: the one expected last, or the one used longest ago."""
+PolicyName = Literal["next-use", "lru", "lfu", "lrfu", "slru", "two-queue", "least-stale", "static"]
+"""Which expert gives way to another one: docs/cache-lab.md says what each evicts."""
 
 
 def available_threads() -> int:

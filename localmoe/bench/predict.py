@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from localmoe.backends.llama.engine import LlamaEngine
-from localmoe.backends.llama.load import load
 from localmoe.backends.llama.routing_log import RoutingLog
+from localmoe.bench.streamed import streamed_engine
 from localmoe.bench.tokens import token_stream
 from localmoe.errors import SettingsError
-from localmoe.prediction.score import Scorer
-from localmoe.prediction.trace import Trace, read_trace, with_history
+from localmoe.prediction.score import score_history, warm_up_tokens
+from localmoe.prediction.trace import Trace
+from localmoe.prediction.trace_reader import read_trace
 from localmoe.settings import Progress, Settings
 
-_SHARES = (0.25, 0.5, 0.75)
-"""Sizes of caches that misses are counted for, as shares of all experts."""
-_STREAMED_SHARE = 0.75
 _FEWEST_TOKENS = 8
 Report = dict[str, object]
 
@@ -45,7 +41,20 @@ def score_trace(path: Path) -> Report:
 
 def score_model(request: PredictRequest, progress: Progress | None = None) -> Report:
     """Load the model, decode, score. Returns what `--json` prints. Raises LocalMoeError."""
-    with _streaming(request, progress) as engine:
+    trace, log = follow_model(request, progress)
+    return {
+        "source": trace.model,
+        "guess_seconds": log.seconds / log.guesses if log.guesses else None,
+        "unknown_layers": sorted(log.unknown_layers),
+        **_scores(trace),
+    }
+
+
+def follow_model(
+    request: PredictRequest, progress: Progress | None = None
+) -> tuple[Trace, RoutingLog]:
+    """Load the model, decode; return what was routed and guessed. Raises LocalMoeError."""
+    with streamed_engine(request.model, request.settings, progress) as engine:
         tokens = _tokens(request, engine)
         layers = {layer.layer: layer for layer in engine.catalog.layers}
         log = RoutingLog(layers, request.settings.n_threads)
@@ -58,34 +67,8 @@ def score_model(request: PredictRequest, progress: Progress | None = None) -> Re
         finally:
             engine.watch_routing(None)
             log.close()
-        trace = log.trace()
-        expert_nbytes = engine.catalog.expert_nbytes / engine.catalog.n_experts_total
-    return {
-        "source": Path(request.model).name,
-        "guess_seconds": log.seconds / log.guesses if log.guesses else None,
-        "unknown_layers": sorted(log.unknown_layers),
-        **_scores(trace, expert_nbytes),
-    }
-
-
-@contextmanager
-def _streaming(request: PredictRequest, progress: Progress | None) -> Iterator[LlamaEngine]:
-    """Load a model so that its routing is seen, which needs fewer slots than experts."""
-    engine = load(request.model, request.settings, progress)
-    try:
-        catalog = engine.catalog
-        if not catalog.layers:
-            raise SettingsError("a dense model has no experts to predict: give one that has")
-        if engine.plan.streams:
-            yield engine
-            return
-        engine.close()
-        least = max(layer.n_experts for layer in catalog.layers)
-        slots = max(least, int(_STREAMED_SHARE * catalog.n_experts_total))
-        engine = load(request.model, replace(request.settings, slots=slots), progress)
-        yield engine
-    finally:
-        engine.close()
+        name = Path(request.model).name
+        return replace(log.trace(), moe_layers=engine.catalog.layers, model=name), log
 
 
 def _tokens(request: PredictRequest, engine: LlamaEngine) -> list[int]:
@@ -101,16 +84,14 @@ def _tokens(request: PredictRequest, engine: LlamaEngine) -> list[int]:
     return tokens
 
 
-def _scores(trace: Trace, expert_nbytes: float | None = None) -> Report:
-    trace = with_history(trace, trace.n_experts_used + 2)
-    n_experts = len(trace.layers) * trace.n_experts
-    scorer = Scorer(trace, [int(share * n_experts) for share in _SHARES])
+def _scores(trace: Trace) -> Report:
+    _, scores = score_history(trace)
     return {
-        "tokens": len(trace.routing),
-        "scored_tokens": scorer.scored_tokens,
+        "tokens": trace.n_tokens,
+        "scored_tokens": trace.n_tokens - warm_up_tokens(trace),
         "layers": list(trace.layers),
         "experts_per_layer": trace.n_experts,
         "experts_used": trace.n_experts_used,
-        "expert_bytes": expert_nbytes,
-        "predictors": {name: asdict(scorer.score(name)) for name in trace.guesses},
+        "expert_bytes": trace.mean_expert_nbytes,
+        "predictors": scores,
     }

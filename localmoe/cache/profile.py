@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from localmoe.cache.policies import UseRates, Uses
+from localmoe.replacing import replaced_file
 from localmoe.weights.catalog import Catalog, MoeLayer
 
 FORMAT = 1
@@ -25,7 +24,12 @@ _log = logging.getLogger(__name__)
 
 
 def profile_name(catalog: Catalog) -> str:
-    """Return the file name for a model: its own name, and what its header says of its experts."""
+    """Return the file name for a model."""
+    return f"experts-{catalog_digest(catalog)}.json"
+
+
+def catalog_digest(catalog: Catalog) -> str:
+    """Return what tells a model from others: its name, and what its header says of its experts."""
     digest = hashlib.sha256(catalog.architecture.encode())
     for layer in catalog.layers:
         digest.update(f"\n{layer.layer} {layer.n_experts} {layer.n_experts_used}".encode())
@@ -36,7 +40,7 @@ def profile_name(catalog: Catalog) -> str:
                 )
             )
     digest.update(Path(catalog.paths[0]).name.encode(errors="surrogateescape"))
-    return f"experts-{digest.hexdigest()[:32]}.json"
+    return digest.hexdigest()[:32]
 
 
 class Profile:
@@ -83,7 +87,8 @@ class Profile:
         }
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            _replace(self.path, json.dumps(values).encode())
+            with replaced_file(self.path) as file:
+                file.write(json.dumps(values).encode())
         except OSError as error:
             _log.warning(
                 "the profile %s cannot be written (%s): the next run starts cold", self.path, error
@@ -136,17 +141,3 @@ def _merge(before: Uses | None, run: Uses) -> Uses:
         return run
     scale = min(1.0, _REMEMBERED_TOKENS / max(before.tokens, 1.0))
     return Uses(before.tokens * scale + run.tokens, before.counts * scale + run.counts)
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Put a whole file in the place of another one: whoever reads sees one of both."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

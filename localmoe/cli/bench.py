@@ -7,13 +7,12 @@ import os
 import sys
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import typer
 
 from localmoe.bench.request import DecodeRequest, PeerName, PeerRequest
-from localmoe.cli import bench_predict
+from localmoe.cli import bench_cache, bench_predict
 from localmoe.cli.bench_options import (
     AsJson,
     Compiled,
@@ -27,6 +26,7 @@ from localmoe.cli.bench_options import (
     WithPeer,
 )
 from localmoe.cli.bench_progress import share_bar
+from localmoe.cli.demo import demo_model_path
 from localmoe.cli.options import (
     Context,
     ExpertsUsed,
@@ -37,9 +37,7 @@ from localmoe.cli.options import (
     Policies,
     PolicyKind,
     Threads,
-    cache_dir,
 )
-from localmoe.cli.progress import progress_bar
 from localmoe.cli.terminal import dim_line
 from localmoe.settings import Settings
 
@@ -63,6 +61,7 @@ _CONTEXT_TOKENS = 1024
 
 app = typer.Typer(help="Measure speed.", no_args_is_help=True)
 app.command("predict", help=bench_predict.HELP)(bench_predict.predict)
+app.command("cache", help=bench_cache.HELP)(bench_cache.cache)
 
 
 @app.command("decode", help=HELP)
@@ -91,7 +90,7 @@ def decode(  # noqa: PLR0913 (the command line's options are this function's par
 
     hash_after = () if peer is None else (peer_tokens or min(PEER_TOKENS_STREAMING, tokens),)
     request = DecodeRequest(
-        model=str(model or _demo_model()),
+        model=str(model or demo_model_path()),
         settings=Settings(
             memory_bytes=memory,
             context_tokens=context,
@@ -116,13 +115,6 @@ def decode(  # noqa: PLR0913 (the command line's options are this function's par
     from localmoe.cli.bench_table import show
 
     show(answer)
-
-
-def _demo_model() -> Path:
-    from localmoe.demo.builder import demo_model
-
-    with progress_bar() as progress:
-        return demo_model(cache_dir(), progress)
 
 
 def _measure(

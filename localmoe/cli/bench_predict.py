@@ -12,8 +12,8 @@ from rich.table import Table
 
 from localmoe.cli.bench_options import AsJson, Model, Slots
 from localmoe.cli.bench_progress import share_bar
-from localmoe.cli.options import Context, ExpertsUsed, Memory, Threads, cache_dir
-from localmoe.cli.progress import progress_bar
+from localmoe.cli.demo import demo_model_path
+from localmoe.cli.options import Context, ExpertsUsed, Memory, Threads
 from localmoe.cli.terminal import console_for
 from localmoe.errors import SettingsError
 from localmoe.settings import Settings
@@ -24,9 +24,9 @@ Guessed is from the next layer's router, applied to the hidden state before this
 from the experts of the token before; and from how often each was used. What counts is how many of
 the experts that were not in memory were named, at three sizes of a cache.
 
-MODEL is a GGUF file, or a recorded trace (.npz) with the arrays routing [T, L, K] and layers [L],
-for the guesses that need no hidden state. Random text says nothing about a trained model: give it
-a --text.
+MODEL is a GGUF file, or a recorded trace (.moetrace, .npz, .jsonl: docs/traces.md), for guesses
+that it holds and those that need no hidden state. Random text says nothing about a trained model:
+give it a --text.
 
 \b
 Examples:
@@ -62,12 +62,13 @@ def predict(  # noqa: PLR0913 (the command line's options are this function's pa
 ) -> None:
     """Score, show."""
     from localmoe.bench.predict import PredictRequest, score_model, score_trace
+    from localmoe.prediction.trace_reader import is_trace
 
-    if model and model.suffix == ".npz":
+    if model and is_trace(model):
         answer = score_trace(model)
     else:
         request = PredictRequest(
-            model=str(model or _demo_model()),
+            model=str(model or demo_model_path()),
             settings=Settings(
                 memory_bytes=memory,
                 context_tokens=context,
@@ -76,7 +77,7 @@ def predict(  # noqa: PLR0913 (the command line's options are this function's pa
                 experts_used=experts_used,
             ),
             tokens=tokens,
-            text=_read(text) if text else None,
+            text=read_text(text) if text else None,
         )
         with share_bar() as progress:
             answer = score_model(request, progress)
@@ -86,14 +87,8 @@ def predict(  # noqa: PLR0913 (the command line's options are this function's pa
         _show(answer)
 
 
-def _demo_model() -> Path:
-    from localmoe.demo.builder import demo_model
-
-    with progress_bar() as progress:
-        return demo_model(cache_dir(), progress)
-
-
-def _read(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """Return a text to decode. Raises SettingsError."""
     try:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError as error:

@@ -27,6 +27,12 @@ class PolicyKind(StrEnum):
 
     NEXT_USE = "next-use"
     LRU = "lru"
+    LFU = "lfu"
+    LRFU = "lrfu"
+    SLRU = "slru"
+    TWO_QUEUE = "two-queue"
+    LEAST_STALE = "least-stale"
+    STATIC = "static"
 
 
 _UNITS = {
@@ -133,7 +139,8 @@ Policies = Annotated[
     typer.Option(
         "--policy",
         help="Which expert gives way to another one: the one that is expected to be used last, as "
-        "learned in this run, or the one that was used longest ago. The answer is the same.",
+        "learned in this run (next-use), the one that was used longest ago (lru), or one of those "
+        "that docs/cache-lab.md describes. The answer is the same.",
     ),
 ]
 Mirrors = Annotated[

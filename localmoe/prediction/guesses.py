@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from localmoe.prediction.router import Floats, Router
+from localmoe.prediction.trace import RANKS_BEYOND
 
 Product = Callable[[int, Floats], Floats]
 """A layer's router matrix times a state, float32 [D] -> [E]."""
@@ -15,8 +16,6 @@ Product = Callable[[int, Floats], Floats]
 _EAGER_TOKENS = 48
 """So long the correction learns from every token, then from every fourth: it costs time."""
 _MEMORY_TOKENS = 128
-_RANKS_BEYOND = 2
-"""How many more experts are ranked than a token uses."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class Guesses:
         """`layers` in the order in which they are computed; a token uses `used` experts."""
         self._at = {layer: place for place, layer in enumerate(layers)}
         self._layers, self._product = tuple(layers), product
-        self.count = used + _RANKS_BEYOND
+        self.count = used + RANKS_BEYOND
         """How many experts a guess ranks, where a layer has so many."""
         self._routers: dict[int, Router] = {}
         self._ratios: dict[tuple[int, int], Floats] = {}

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from localmoe.prediction.trace import NO_GUESS, Numbers, Trace
+from localmoe.prediction.trace import NO_GUESS, RANKS_BEYOND, Numbers, Trace, with_history
 
 Table = npt.NDArray[np.bool_]
+_SHARES = (0.25, 0.5, 0.75)
+"""Sizes of caches that misses are counted for, as shares of all experts."""
 _WARM_UP_SHARE = 4
 """One part in so many of a trace fills caches and teaches predictors: it is not scored."""
 
@@ -48,7 +51,7 @@ class Scorer:
     """Scores the predictors of a trace. Simulates each cache once."""
 
     def __init__(self, trace: Trace, slots: Sequence[int]) -> None:
-        self._trace, self._first = trace, len(trace.routing) // _WARM_UP_SHARE
+        self._trace, self._first = trace, warm_up_tokens(trace)
         self._chosen = trace.chosen()
         self._held = {count: held_before(trace, count) for count in slots}
 
@@ -87,6 +90,19 @@ class Scorer:
             misses_named=int((absent & true).sum()) / n_missed if n_missed else 0.0,
             wrong_reads_per_token=int((absent & ~true).sum()) / tokens,
         )
+
+
+def warm_up_tokens(trace: Trace) -> int:
+    """Return how many tokens are not scored: they fill caches and teach predictors."""
+    return trace.n_tokens // _WARM_UP_SHARE
+
+
+def score_history(trace: Trace) -> tuple[Trace, dict[str, dict[str, Any]]]:
+    """Add the predictors that need no hidden state; return that trace, and all scores as JSON."""
+    guessed = with_history(trace, trace.n_experts_used + RANKS_BEYOND)
+    slots = [int(share * trace.n_experts_total) for share in _SHARES]
+    scorer = Scorer(guessed, slots)
+    return guessed, {name: asdict(scorer.score(name)) for name in guessed.guesses}
 
 
 def held_before(trace: Trace, slots: int) -> Table:

@@ -33,7 +33,7 @@ def test_json_of_a_model_is_explained_and_complete(
     answer = json.loads(done.stdout)
     assert unexplained(answer) == []
     assert list(answer["predictors"]) == [
-        "next_layer", "layer_after_next", "previous_token", "frequency",
+        "next_layer", "layer_after_next", "previous_token", "frequency", "combined",
     ]  # fmt: skip
     assert (answer["tokens"], answer["scored_tokens"], answer["unknown_layers"]) == (16, 12, [])
     score = answer["predictors"]["next_layer"]

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import random
 from collections.abc import Container
+from typing import get_args
 
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
+from localmoe.cache.frequency import Lfu, Lrfu, Static
+from localmoe.cache.least_stale import LeastStale
 from localmoe.cache.next_use import NextUse
 from localmoe.cache.policies import Lru, MakePolicy, Policy
+from localmoe.cache.policy_table import POLICIES as BY_NAME
+from localmoe.cache.segments import Slru, TwoQueue
+from localmoe.cli.options import PolicyKind
+from localmoe.settings import PolicyName
 from localmoe.weights.catalog import ExpertKey, MoeLayer
 
 LAYERS = tuple(MoeLayer(layer, 16, 2, ()) for layer in (1, 2, 4))
-POLICIES: dict[str, MakePolicy] = {"lru": Lru, "next-use": NextUse}
+POLICIES: dict[str, MakePolicy] = dict(BY_NAME)
 KEYS = [ExpertKey(layer.layer, expert) for layer in LAYERS for expert in range(16)]
 
 
@@ -168,6 +175,11 @@ def test_victims_are_held_unpinned_and_decided_by_history(name: str, steps: list
     assert play(POLICIES[name](LAYERS), steps) == play(POLICIES[name](LAYERS), steps)
 
 
+def test_settings_and_the_command_line_name_the_same_policies() -> None:
+    names = list(BY_NAME)
+    assert list(get_args(PolicyName)) == names == [kind.value for kind in PolicyKind]
+
+
 # --- each one's own order -------------------------------------------------------------------------
 
 
@@ -178,6 +190,72 @@ def test_lru_evicts_what_was_demanded_longest_ago() -> None:
     policy.demand(1, [0])
     policy.demand(2, [0])
     assert evict_all(policy) == [(1, 1), (2, 1), (1, 0), (2, 0)]
+
+
+def test_lfu_evicts_what_was_used_least_often_and_of_equals_the_older() -> None:
+    policy = Lfu(LAYERS)
+    for ids in ((0, 1), (0, 1), (2, 3)):
+        hold(policy, 1, *ids)
+    policy.demand(1, [4, 3])
+    assert evict_all(policy) == [(1, 2), (1, 0), (1, 1), (1, 3)]
+
+
+def test_lfu_halves_its_counts_after_a_half_life() -> None:
+    policy = Lfu(LAYERS, half_life_tokens=4)
+    for token in range(12):
+        hold(policy, 1, *((0, 1) if token < 8 else (2, 3)))
+    # 4/4 + 4/2 = 3 for the old ones, at the end of the third period; 4 for the new ones.
+    assert evict_all(policy) == [(1, 0), (1, 1), (1, 2), (1, 3)]
+    assert Lfu(LAYERS).candidates(4) == []
+
+
+def test_lrfu_lets_few_recent_uses_outweigh_many_old_ones() -> None:
+    uses = [(0, 1)] * 20 + [(2, 3)] * 4
+    kept = {}
+    for name, policy in (
+        ("short", Lrfu(LAYERS, half_life_tokens=2)),
+        ("long", Lrfu(LAYERS, half_life_tokens=64)),
+    ):
+        for ids in uses:
+            hold(policy, 1, *ids)
+        kept[name] = {key.expert for key in evict_all(policy)[2:]}
+    assert kept == {"short": {2, 3}, "long": {0, 1}}
+
+
+def test_static_learns_from_its_first_tokens_only() -> None:
+    policy = Static(LAYERS, learned_tokens=3)
+    for ids in ((0, 1), (0, 1), (0, 2), *[(2, 3)] * 50):
+        hold(policy, 1, *ids)
+    assert evict_all(policy) == [(1, 3), (1, 2), (1, 1), (1, 0)]
+
+
+def test_slru_protects_what_was_used_again() -> None:
+    policy = Slru(LAYERS)
+    hold(policy, 1, 0, 1)
+    hold(policy, 2, 0, 1)
+    policy.demand(1, [0])
+    hold(policy, 4, 5)
+    assert evict_all(policy) == [(1, 1), (2, 0), (2, 1), (4, 5), (1, 0)]
+
+
+def test_two_queue_keeps_what_came_back() -> None:
+    policy = TwoQueue(LAYERS)
+    hold(policy, 1, 0, 1, 2, 3)
+    policy.demand(1, [0])  # being used while it is new says little
+    assert policy.victim(()) == (1, 0)
+    policy.remove(ExpertKey(1, 0))
+    hold(policy, 1, 0)
+    assert evict_all(policy) == [(1, 1), (1, 2), (1, 3), (1, 0)]
+
+
+def test_least_stale_evicts_what_its_layer_passed_over_then_what_lies_behind() -> None:
+    policy = LeastStale(LAYERS)
+    for layer in LAYERS:
+        hold(policy, layer.layer, 0, 1)
+    hold(policy, 1, 0, 2)
+    assert policy.victim(()) == (1, 1)  # passed over, although layer 2 was used longer ago
+    policy.remove(ExpertKey(1, 1))
+    assert evict_all(policy) == [(1, 0), (1, 2), (4, 0), (4, 1), (2, 0), (2, 1)]
 
 
 def test_next_use_prefers_what_is_used_often_to_what_was_used_last() -> None:

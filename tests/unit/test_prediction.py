@@ -11,7 +11,8 @@ from localmoe.errors import ModelFormatError, ModelNotFoundError
 from localmoe.prediction.guesses import Guesses
 from localmoe.prediction.router import Activation, Floats, Router
 from localmoe.prediction.score import Scorer, held_before
-from localmoe.prediction.trace import NO_GUESS, Trace, read_trace, with_history
+from localmoe.prediction.trace import NO_GUESS, Trace, with_history
+from localmoe.prediction.trace_reader import read_trace
 
 E, D, K = 16, 8, 3
 

@@ -21,8 +21,7 @@ from localmoe.backends.llama.streaming import Streaming
 from localmoe.backends.llama.tensor_reads import TensorReads
 from localmoe.cache.expert_cache import ExpertCache
 from localmoe.cache.memory import CAN_RELEASE
-from localmoe.cache.next_use import NextUse
-from localmoe.cache.policies import Lru, MakePolicy
+from localmoe.cache.policy_table import POLICIES
 from localmoe.cache.profile import Profile
 from localmoe.cache.slots import SlotPool, slots_nbytes
 from localmoe.errors import BudgetError, UnsupportedModelError
@@ -41,9 +40,7 @@ from localmoe.planning.machine import (
     huge_pages_by_default,
 )
 from localmoe.planning.request import Request
-from localmoe.settings import PolicyName, Progress, Settings, available_threads
-
-_POLICIES: dict[PolicyName, MakePolicy] = {"next-use": NextUse, "lru": Lru}
+from localmoe.settings import Progress, Settings, available_threads
 
 
 def load(
@@ -228,7 +225,7 @@ class _Assembly:
                 pool,
                 self._source.files,
                 workers=self._settings.read_workers,
-                policy=_POLICIES[self._settings.policy],
+                policy=POLICIES[self._settings.policy],
                 library=compiled,
             )
             undo.callback(cache.close)
