@@ -63,14 +63,17 @@ class CompiledExperts:
         placement: Placement,
         files: Mapping[str, DirectFile],
         settle: Callable[[], None],
+        evicts: Sequence[bool],
     ) -> None:
-        """`settle` reads the log and lists candidates; what it raises is kept in `error`."""
+        """`evicts` says for each size class whether its candidates stay right long enough.
+
+        `settle` reads the log and lists candidates; what it raises is kept in `error`."""
         self._library, self._layers, self._pool = library, layers, placement.pool
         self._settle_cache = settle
         self.error: BaseException | None = None
         self.rows = {layer.layer: row for row, layer in enumerate(layers)}
         self._slots = [(C.c_int32 * m.n_experts)(*[ABSENT] * m.n_experts) for m in layers]
-        self._parts = [_parts(layer, placement, files) for layer in layers]
+        self._parts = [self._parts_of(layer, placement, files, evicts) for layer in layers]
         counts = self._pool.counts
         self._demanded = [(C.c_uint64 * n)() for n in counts]
         self._holders = [(C.c_int32 * (2 * n))(*[ABSENT] * (2 * n)) for n in counts]
@@ -96,11 +99,12 @@ class CompiledExperts:
         placement: Placement,
         files: Mapping[str, DirectFile],
         settle: Callable[[], None],
+        evicts: Sequence[bool],
     ) -> CompiledExperts | None:
         """Return the tables; None without a library, or where its structures have no room."""
         if library is None or any(len(layer.parts) > MOST_PARTS for layer in layers):
             return None
-        return cls(library, layers, placement, files, settle)
+        return cls(library, layers, placement, files, settle, evicts)
 
     def coming(self, key: ExpertKey, slot: int) -> None:
         """An expert is on its way: whoever asks for it has to ask Python."""
@@ -210,13 +214,19 @@ class CompiledExperts:
             C.addressof(self._candidates[index]),
         )
 
-
-def _parts(layer: MoeLayer, placement: Placement, files: Mapping[str, DirectFile]) -> C.Array[Part]:
-    """Return where a layer's parts lie; no descriptor where only Python can read them."""
-    found = (Part * len(layer.parts))()
-    for index, part in enumerate(layer.parts):
-        file, extent = files[part.extent.path], part.expert_extent(0)
-        fd = -1 if file.descriptor is None else file.descriptor
-        start = placement.data_start(layer.layer, index)
-        found[index] = Part(extent.offset, extent.nbytes, start, fd, file.block)
-    return found
+    def _parts_of(
+        self,
+        layer: MoeLayer,
+        placement: Placement,
+        files: Mapping[str, DirectFile],
+        evicts: Sequence[bool],
+    ) -> C.Array[Part]:
+        """Return where a layer's parts lie; no descriptor where only Python can read them."""
+        found = (Part * len(layer.parts))()
+        may_read = evicts[self._pool.class_index(layer.layer)]
+        for index, part in enumerate(layer.parts):
+            file, extent = files[part.extent.path], part.expert_extent(0)
+            fd = file.descriptor if may_read and file.descriptor is not None else -1
+            start = placement.data_start(layer.layer, index)
+            found[index] = Part(extent.offset, extent.nbytes, start, fd, file.block)
+        return found

@@ -48,7 +48,6 @@ class ExpertCache:
         self._reader = Reader(files, pool.memory, workers)
         self._warm = WarmStart(files, pool.memory, self._placement.jobs)
         self._occupancy = Occupancy(self._layers.values(), pool, policy)
-        # The same objects, not copies: every request looks at them.
         o = self._occupancy
         self._keys, self._slot_of, self._free = o.keys, o.slot_of, o.free
         self._policies, self._counters = o.policies, o.counters
@@ -56,8 +55,9 @@ class ExpertCache:
         self._loading: dict[ExpertKey, Load] = {}
         self._pins: dict[ExpertKey, int] = {}
         self._settle = [policy.settle for policy in self._policies]
-        order = tuple(self._layers.values())
-        self.compiled = CompiledExperts.make(library, order, self._placement, files, self.settle)
+        evicts = [policy.keeps_order for policy in self._policies]
+        args = (tuple(self._layers.values()), self._placement, files, self.settle, evicts)
+        self.compiled = CompiledExperts.make(library, *args)
         """The tables that compiled code serves single tokens from, where it does."""
         o.compiled = self.compiled
 

@@ -22,6 +22,8 @@ class LeastStale:
     that was used longest ago. As layers pass, the order of experts that were not demanded changes.
     """
 
+    keeps_order = False
+
     def __init__(self, layers: Sequence[MoeLayer]) -> None:
         n_layers, width = len(layers), max(layer.n_experts for layer in layers)
         self._rows = {layer.layer: row for row, layer in enumerate(layers)}

@@ -88,6 +88,8 @@ class NextUse:
     models whose experts come in bursts, those with a few busy ones, and those that are random.
     """
 
+    keeps_order = True
+
     def __init__(self, layers: Sequence[MoeLayer]) -> None:
         n_layers, width = len(layers), max(layer.n_experts for layer in layers)
         self._rows = {layer.layer: row for row, layer in enumerate(layers)}

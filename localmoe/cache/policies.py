@@ -27,6 +27,10 @@ UseRates = Mapping[int, npt.NDArray[np.float64]]
 class Policy(Protocol):
     """Keeps the order of eviction of the experts that a cache holds."""
 
+    keeps_order: bool
+    """Whether experts that come do not go before those that are there, and what is not demanded
+    keeps its place: then a list of candidates serves compiled code for a while."""
+
     def demand(self, layer: int, ids: Sequence[int]) -> None:
         """Note that these experts of a layer are demanded, held or not, row by row: [T * K]."""
         ...
@@ -46,8 +50,8 @@ class Policy(Protocol):
     def candidates(self, count: int) -> Sequence[ExpertKey]:
         """Return up to `count` held experts, those to evict first at the front; all if fewer.
 
-        They stay right while nothing but their own eviction and demands happen: what is demanded
-        meanwhile is to be left out.
+        Where the policy `keeps_order` they stay right for a while: what is demanded meanwhile is
+        to be left out.
         """
         ...
 
@@ -66,6 +70,8 @@ MakePolicy = Callable[[Sequence[MoeLayer]], Policy]
 
 class Lru:
     """Evicts the expert that was demanded longest ago."""
+
+    keeps_order = True
 
     def __init__(self, layers: Sequence[MoeLayer]) -> None:
         self._order: OrderedDict[ExpertKey, None] = OrderedDict()

@@ -28,6 +28,8 @@ class Ranked:
     only when its expert is used: so demands of others never change the order of those not demanded.
     """
 
+    keeps_order = False
+
     def __init__(self, layers: Sequence[MoeLayer]) -> None:
         self._used = {layer.layer: max(1, layer.n_experts_used) for layer in layers}
         self._tokens = dict.fromkeys(self._used, 0)  # that each layer has seen

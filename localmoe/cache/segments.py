@@ -20,6 +20,8 @@ REMEMBERED_SHARE = 0.5
 class _Queues:
     """Two queues of held experts, those to evict first at the front of each."""
 
+    keeps_order = False
+
     def __init__(self, layers: Sequence[MoeLayer]) -> None:
         self._first: OrderedDict[ExpertKey, None] = OrderedDict()
         self._second: OrderedDict[ExpertKey, None] = OrderedDict()

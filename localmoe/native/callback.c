@@ -77,6 +77,8 @@ typedef struct {
 
 enum { NOBODY, HERE, PYTHON };
 
+enum { SHARED_OUT_FROM = 512 }; /* positions: llama.cpp gives each thread some of so many */
+
 static const char ROUTED[] = "ffn_moe_weights-";
 
 static bool is_routing(const lm_tensor *node) {
@@ -162,7 +164,8 @@ static bool attend(lm_callback *c, const lm_tensor *node) {
 }
 
 static bool is_shared_attention(const lm_callback *c, const lm_tensor *node) {
-    return c->n_shared_threads && node->op == c->flash_attn && node->src[0]->ne[1] == 1;
+    return c->n_shared_threads && node->op == c->flash_attn && node->src[0]->ne[1] == 1 &&
+           node->src[1]->ne[1] >= SHARED_OUT_FROM;
 }
 
 /* Multiply for the token's experts at these places. */

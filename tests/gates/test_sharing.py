@@ -20,6 +20,8 @@ THREADS = 2
 SHARED_FROM = 512
 """Positions from which llama.cpp gives each thread a part of the context, and adds the parts up."""
 PROMPT, DECODED = SHARED_FROM + 8, 6
+EARLY = 4
+"""Single tokens right at the start, and half way."""
 CONTEXT = 640
 TOKENS = [int(t) for t in np.random.default_rng(13).integers(0, 256, PROMPT + DECODED)]
 
@@ -34,14 +36,20 @@ class BusyNeighbour:
 
     def look(self) -> bool:
         self._looks += 1
-        if self._looks == 3:
+        if self._looks == 2:
             self.n_threads, self.alone = 1, False
-        return self._looks == 3
+        return self._looks == 2
 
 
 def logits_of(engine: LlamaEngine) -> list[bytes]:
-    engine.decode(TOKENS[: PROMPT - 1], "none")
-    return [engine.decode([token]).tobytes() for token in TOKENS[PROMPT - 1 :]]
+    logits: list[bytes] = []
+    position = 0
+    for start, stop in ((0, EARLY), (300, 300 + EARLY), (PROMPT, PROMPT + DECODED)):
+        if start > position:
+            engine.decode(TOKENS[position:start], "none")
+        logits += [engine.decode([token]).tobytes() for token in TOKENS[start:stop]]
+        position = stop
+    return logits
 
 
 def load(path: Path, slots: int | None, threads: int = THREADS) -> LlamaEngine:
