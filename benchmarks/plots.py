@@ -81,8 +81,10 @@ def draw_where(before: Record | None, now: Record, path: Path) -> None:
     figure, axes = plt.subplots(figsize=(8, 0.7 * len(rows) + 1.3))
     for row, where in enumerate(rows.values()):
         left = 0.0
+        seconds = where["seconds_per_token"]
         for part, color in PARTS.items():
-            ms = 1e3 * where["seconds_per_token"][part]
+            # Older records are of a callback in Python, and call it so.
+            ms = 1e3 * seconds["python" if part not in seconds else part]
             axes.barh(row, ms, 0.6, left, color=color, label=LABELS[part] if row == 0 else None)
             if ms > 3:
                 middle = left + ms / 2

@@ -11,6 +11,7 @@ from typing import Any
 from localmoe.lab import svg
 from localmoe.lab.conclusions import conclusions
 from localmoe.lab.locality import busiest_share, popularity, reuse_gaps
+from localmoe.planning.sizes import format_nbytes
 from localmoe.prediction.trace import Trace
 
 Answer = dict[str, Any]
@@ -138,7 +139,7 @@ def _acting(acting: Answer) -> str:
 
 def _simulation(answer: Answer) -> str:
     simulation = answer["simulation"]
-    columns = [f"{size['share']:.0%}: {size['bytes'] / 1e9:.1f} GB" for size in answer["sizes"]]
+    columns = [f"{size['share']:.0%}: {format_nbytes(size['bytes'])}" for size in answer["sizes"]]
     rows = {
         name: [
             f"{size['policies'][name]['tokens_per_second']:.2f}" if size["policies"][name] else "-"

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from localmoe.lab.devices import Device
 from localmoe.lab.shapes import Shape
+from localmoe.planning.sizes import format_nbytes
 from localmoe.prediction.trace import Trace
 
 MEGABYTE = 1e6
@@ -73,8 +74,9 @@ class Machine:
             self._said_of_computing(),
             "Reading begins when a layer is routed; from then on the longer of reading and "
             "computing counts. Nothing else costs time: real engines are slower.",
-            f"An expert is {self.expert_nbytes / MEGABYTE:.3g} MB, "
-            f"the resident weights {self.resident_nbytes / 1e9:.3g} GB.",
+            f"An expert is {format_nbytes(int(self.expert_nbytes))}; the resident weights are "
+            + (format_nbytes(int(self.resident_nbytes)) if self.resident_nbytes else "not known")
+            + ".",
         ]
         if shape:
             said.append(

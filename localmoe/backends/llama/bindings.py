@@ -24,10 +24,10 @@ TYPE_F32, TYPE_I32 = 0, 26  # GGML_TYPE_F32, GGML_TYPE_I32
 
 # By default OpenMP threads spin at every barrier until they have used up their core, which lets a
 # busy neighbour slow decoding threefold; with hardly any spinning each of 1,500 barriers a token
-# costs a system call. Twenty thousand turns are longer than most waits for experts
+# costs a system call. Eight thousand turns are a compromise
 # (docs/decisions/0003 and 0010). Must be set before libgomp is loaded; a user's own choice wins.
 if "OMP_WAIT_POLICY" not in os.environ:
-    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+    os.environ.setdefault("GOMP_SPINCOUNT", "8000")
 
 
 def _import_llama_cpp() -> Any:
