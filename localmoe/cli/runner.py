@@ -16,7 +16,8 @@ from localmoe.chat.sampling import Sampler, SamplingOptions
 from localmoe.chat.session import ChatSession
 from localmoe.chat.templates import PlainText, Renderer, renderer_for
 from localmoe.cli.answering import show_answer, summary
-from localmoe.cli.options import cache_dir, profile_dir
+from localmoe.cli.demo import demo_model_path
+from localmoe.cli.options import profile_dir
 from localmoe.cli.progress import progress_bar
 from localmoe.cli.request import Request
 from localmoe.cli.run_options import RunOptions
@@ -83,17 +84,11 @@ def _engine(model: Path | None, options: RunOptions, child: DryRunChild) -> Iter
         experts_used=options.experts_used,
         mirrors=options.mirrors,
     )
+    path = model or demo_model_path()
     with progress_bar() as progress:
-        if model is None:
-            from localmoe.demo.builder import demo_model
-
-            model = demo_model(cache_dir(), progress)
-            is_demo = True
-        else:
-            is_demo = False
-        engine = load(model, settings, progress, child)
+        engine = load(path, settings, progress, child)
     with engine:
-        if is_demo:
+        if model is None:
             dim_line(_DEMO_NOTE)
         if engine.plan.streams and library() is None:
             dim_line(_NOT_COMPILED_NOTE)

@@ -11,6 +11,7 @@ from pathlib import Path
 from localmoe.backends.base import Engine
 from localmoe.chat.usage import Phase, Usage
 from localmoe.errors import SettingsError
+from localmoe.replacing import replaced_file
 
 _LEAST_SPLIT_SECONDS = 0.05
 """What passes cost is worth telling from here on: less would be shown as 0.0 s."""
@@ -61,12 +62,10 @@ def check_writable(path: Path) -> None:
 
 def write_stats(path: Path, figures: dict[str, object]) -> None:
     """Write figures as JSON under a temporary name, then rename it. Raises SettingsError."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_text(json.dumps(figures, indent=2) + "\n")
-        os.replace(temporary, path)
+        with replaced_file(path) as file:
+            file.write(f"{json.dumps(figures, indent=2)}\n".encode())
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise SettingsError(f"--stats {path}: could not be written: {error.strerror}") from error
 
 

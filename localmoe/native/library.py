@@ -102,8 +102,8 @@ class Callback(C.Structure):
         *((name, C.c_int32) for name in ("n_threads", "n_shared_threads")),
         ("exchange", EXCHANGE),
         ("last_routed", C.c_void_p),
-        *((name, C.c_uint64) for name in ("questions", "stops", "kernels")),
-        *((f"{name}_seconds", C.c_double) for name in ("stop", "kernel", "python")),
+        *((name, C.c_uint64) for name in ("questions", "stops")),
+        *((f"{name}_seconds", C.c_double) for name in ("stop", "kernel")),
     ]
 
 
@@ -143,7 +143,7 @@ class Library:
             *("part", "layer", "class", "experts", "weight", "products", "callback", "tensor"),
             *("tensor.ne", "tensor.nb", "tensor.op", "tensor.op_params"),
             *("tensor.src", "tensor.data", "tensor.name"),
-            *("experts.slots", "callback.python_seconds"),
+            *("experts.slots", "callback.kernel_seconds"),
         )
         found = (C.c_int64 * 64)()
         self.library.lm_layout.restype = C.c_int32
@@ -156,8 +156,8 @@ class Library:
         for name, structure in {**whole, "weight": Weight, "products": Products}.items():
             self._check(name, self.layout[name], C.sizeof(structure))
         self._check("experts", self.layout["experts.slots"], Experts.slots.offset)
-        ours = Callback.python_seconds.offset
-        self._check("callback", self.layout["callback.python_seconds"], ours)
+        ours = Callback.kernel_seconds.offset
+        self._check("callback", self.layout["callback.kernel_seconds"], ours)
 
     def _check(self, what: str, found: int, wanted: int) -> None:
         if found != wanted:

@@ -44,7 +44,6 @@ class Counts(NamedTuple):
     stops: int
     stop_seconds: float
     kernel_seconds: float
-    python_seconds: float
 
 
 class Fallback(Protocol):

@@ -50,8 +50,9 @@ class LlamaEngine(Closing):
         model: LoadedModel,
         context: int,
         streaming: Streaming | None,
-        sharing: CoreSharing,
+        sharing: CoreSharing | None,
     ) -> None:
+        """`sharing` is there where the callback can compute on fewer threads."""
         self._source, self._catalog, self._plan = source, source.catalog, plan
         self._model, self._context, self._streaming = model, context, streaming
         self._sharing = sharing
@@ -135,7 +136,7 @@ class LlamaEngine(Closing):
         # One array for all steps: the rows of many tokens are too large to be held twice.
         result, done = np.empty((n_rows, self._tokenizer.n_vocab), np.float32), 0
         self._request_interrupt(False)
-        if self._sharing.look():
+        if self._sharing and self._sharing.look():
             self._share_cores()
         if self._streaming:
             self._streaming.prepare(min(len(tokens), self._plan.prefill_chunk_tokens))
@@ -239,7 +240,7 @@ class LlamaEngine(Closing):
 
     def _share_cores(self) -> None:
         sharing = self._sharing
-        if self._streaming and self._streaming.callback.counts():
+        if sharing and self._streaming:
             L.llama_set_n_threads(self._context, sharing.n_threads, sharing.most)
             fewer = sharing.n_threads if sharing.n_threads < sharing.most else None
             self._streaming.callback.share_cores(fewer, alone=sharing.alone)

@@ -45,8 +45,6 @@ from localmoe.weights.catalog import MoeLayer
 _Group = TypeVar("_Group")
 RoutingWatch = Callable[[int, int, Sequence[int]], None]
 """Gets the graph node that gathers the routing weights, the layer, and its experts, [T * K]."""
-_SPIN_SECONDS = 0.003
-"""Longer than nearly all waits for a layer's experts."""
 _ROUTED = b"ffn_moe_weights-"
 _WATCHED = frozenset({OP_MUL_MAT_ID, OP_ADD_ID, OP_GET_ROWS})
 _SRC0, _SRC1, _SRC2 = (SRC_OFFSET + i * POINTER_NBYTES for i in range(3))

@@ -191,11 +191,7 @@ class _Assembly:
             if streaming:
                 streaming.pool.grow()
                 self._warm_up(streaming)
-            sharing = CoreSharing(
-                self._settings.n_threads,
-                available_threads(),
-                fixed=self._settings.threads is not None,
-            )
+            sharing = self._sharing() if streaming and streaming.callback.counts() else None
             engine = LlamaEngine(self._source, self._plan, model, context, streaming, sharing)
             undo.pop_all()
         return engine
@@ -206,6 +202,11 @@ class _Assembly:
         if directory:
             streaming.profile = Profile(directory, self._source.catalog)
             streaming.cache.warm_up(streaming.profile.read())
+
+    def _sharing(self) -> CoreSharing:
+        settings = self._settings
+        fixed = settings.threads is not None
+        return CoreSharing(settings.n_threads, available_threads(), fixed=fixed)
 
     def _on_bytes(self, nbytes: int) -> None:
         self._done += nbytes
