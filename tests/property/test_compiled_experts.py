@@ -23,6 +23,8 @@ from storage import CompiledUser, ExpertFiles, LayerShape
 pytestmark = pytest.mark.skipif(library() is None, reason="nothing is compiled here")
 
 MOST_EXPERTS = 6
+MOST_INTO_FREE = 16
+"""Reads into slots that nobody has used: as in native/experts.c."""
 KINDS = st.lists(st.sampled_from([1, 511, 512, 4096, 5000]), min_size=1, max_size=3)
 CALLS = st.lists(
     st.tuples(
@@ -156,7 +158,9 @@ def test_every_expert_arrives_once_with_its_bytes(draw: st.DataObject, look_limi
         for layer in rig.layers:
             n = min(layer.n_experts, rig.pool.counts[rig.pool.class_index(layer.layer)])
             if not rig.user.acquire(layer.layer, list(range(n))):
-                assert not all(file.direct for file in rig.direct.values())
+                # All slots are free here: many reads into those are left to several threads.
+                many = n * len(layer.parts) > MOST_INTO_FREE
+                assert many or not all(file.direct for file in rig.direct.values())
                 continue
             for part in range(len(layer.parts)):
                 places = [place for group in rig.user.arrivals(part) for place in group]
