@@ -126,11 +126,11 @@ class CompiledExperts:
             table.n_candidates = 0
 
     def list_candidates(self, class_index: int, slots: Sequence[int]) -> None:
-        """Tell which slots may be used anew, in this order, as of the last request but one."""
+        """Tell which slots may be used anew, in this order, as of the last known request."""
         table = self._class_table[class_index]
         self._candidates[class_index][: len(slots)] = list(slots)
         table.n_candidates, table.next_candidate = len(slots), 0
-        table.listed_at = max(0, self.struct.request - 1)
+        table.listed_at = self.struct.known
 
     def n_candidates(self, class_index: int) -> int:
         """Return how many to list for a class."""

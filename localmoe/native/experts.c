@@ -261,13 +261,11 @@ static int32_t look_up(lm_experts *e, const lm_layer *layer, int32_t n, int32_t 
     return n_missing;
 }
 
-bool lm_experts_acquire(lm_experts *e, int32_t row, const int32_t *ids, int32_t n) {
+static bool hold(lm_experts *e, int32_t row, const int32_t *ids, int32_t n) {
     int32_t missing[MOST_USED], taken[MOST_USED];
     lm_layer *layer = e->layers + row;
     lm_class *slots = e->classes + layer->class_index;
     if (n < 1 || n > MOST_USED) return false;
-    if (e->log_size - e->log_used < 3 + 9 * MOST_USED) e->settle();
-    e->request++;
     memcpy(e->experts, ids, (size_t)n * sizeof *ids);
     int32_t n_missing = look_up(e, layer, n, missing);
     if (n_missing < 0) return false;
@@ -284,6 +282,14 @@ bool lm_experts_acquire(lm_experts *e, int32_t row, const int32_t *ids, int32_t 
     for (int32_t i = 0; i < n_missing; i++) put(e, missing[i], taken[i]);
     if (n_missing) start_reads(e);
     return true;
+}
+
+bool lm_experts_acquire(lm_experts *e, int32_t row, const int32_t *ids, int32_t n) {
+    if (e->log_size - e->log_used < 3 + 9 * MOST_USED) e->settle();
+    e->request++;
+    bool held = hold(e, row, ids, n);
+    e->known = e->request; /* candidates that are listed from now on were chosen knowing of it */
+    return held;
 }
 
 static bool here(const lm_experts *e, int32_t place, int32_t part) {

@@ -77,6 +77,7 @@ typedef struct {
     double spin_seconds;  /* so long a wait keeps its core */
     double stall_seconds; /* waited for reads */
     uint64_t request;     /* the number of the last one */
+    uint64_t known;       /* and of the last one that is in the log, or was left to Python */
 
     /* The request that is held. */
     int32_t row, n_used, n_loads;

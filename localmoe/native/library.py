@@ -67,7 +67,7 @@ class Experts(C.Structure):
         *((f"failed_{name}", C.c_int32) for name in ("row", "part", "expert", "errno")),
         ("spin_seconds", C.c_double),
         ("stall_seconds", C.c_double),
-        ("request", C.c_uint64),
+        *((name, C.c_uint64) for name in ("request", "known")),
         *((name, C.c_int32) for name in ("row", "n_used", "n_loads")),
         *((name, C.c_int32 * MOST_USED) for name in ("experts", "slots")),
     ]
