@@ -16,13 +16,17 @@ ORDER = ("cli", "server", "chat", "backends", "prediction", "cache", "weights", 
 ANYWHERE = ("closing", "errors", "replacing", "settings")
 # Beside that line: planning counts bytes, demo builds a file, the door opens everything but cli.
 ALSO: dict[str, tuple[str, ...]] = {
-    "cli": ("planning", "demo", "bench", "lab", ""),
+    "cli": ("planning", "demo", "bench", "lab", "synthetic", ""),
     "server": ("planning",),
     "backends": ("planning",),
     "planning": ("planning", "cache", "weights"),
-    "bench": ("bench", "lab", "backends", "prediction", "cache", "weights", "planning"),
+    "bench": (
+        *("bench", "lab", "synthetic", "backends"),
+        *("prediction", "cache", "weights", "planning"),
+    ),
     "lab": ("lab", "prediction", "cache", "weights", "planning"),
     "demo": ("demo", "weights"),
+    "synthetic": ("synthetic", "weights"),
     "": ("backends", "planning", "chat", "weights", "cache"),
     "__main__": ("cli",),
 }
