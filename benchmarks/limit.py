@@ -24,11 +24,11 @@ from pathlib import Path
 
 import limit_parts as parts
 from limit_figures import Criterion
-from limit_replay import Trace
 from manifest import HERE, REPOSITORY, SCRATCH, Answer, entry_state, options, record
 from synthetic import Shape, synthetic_model
 
 from localmoe.demo.builder import demo_model
+from localmoe.prediction.trace_reader import read_trace
 from localmoe.settings import Settings
 from localmoe.weights.gguf import build_catalog
 from localmoe.weights.shards import read_shards
@@ -73,9 +73,10 @@ def shares_case(
 
 def trace_model() -> Path:
     """Return a model of the synthetic one's shapes, with the trace's layers and experts."""
-    trace = Trace.read(TRACE)
-    shape = Shape(layers=trace.layers, experts=trace.n_experts, experts_used=trace.used)
-    return synthetic_model(SCRATCH / f"synthetic-{trace.layers}x{trace.n_experts}.gguf", shape)
+    trace = read_trace(TRACE)
+    layers = len(trace.layers)
+    shape = Shape(layers=layers, experts=trace.n_experts, experts_used=trace.n_experts_used)
+    return synthetic_model(SCRATCH / f"synthetic-{layers}x{trace.n_experts}.gguf", shape)
 
 
 def measure(part: str, model: Path, rounds: int) -> Answer:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import limit_probe
-from limit_replay import Trace, replay
 
 from localmoe.backends.llama.engine import LlamaEngine
 from localmoe.backends.llama.load import load
@@ -26,7 +25,9 @@ from localmoe.bench.machine import process_age_seconds
 from localmoe.bench.plain_llama import measure_peer_prefill
 from localmoe.bench.prefill import measure_prefill
 from localmoe.bench.request import DecodeRequest, PeerRequest, PrefillRequest
+from localmoe.bench.rerouted import reroute
 from localmoe.bench.tokens import token_stream
+from localmoe.prediction.trace_reader import read_trace
 from localmoe.settings import Settings
 
 Answer = dict[str, Any]
@@ -38,7 +39,7 @@ def decode(job: Answer) -> Answer:
     request = _request(job)
     with load(request.model, request.settings) as engine:
         if trace and engine.plan.streams:
-            replay(engine, Trace.read(Path(trace)))
+            reroute(engine, read_trace(Path(trace)))
         before = limit_probe.device_read_bytes()
         answer = measure_engine(engine, request)
         after = limit_probe.device_read_bytes()

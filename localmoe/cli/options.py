@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from localmoe.errors import SettingsError
+from localmoe.planning.sizes import parse_size
 
 
 class KvTypeName(StrEnum):
@@ -35,30 +36,9 @@ class PolicyKind(StrEnum):
     STATIC = "static"
 
 
-_UNITS = {
-    **{"b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40},
-    **{"kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40},
-    **{"kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12},
-}
-_SIZE = re.compile(r"(\d+(?:\.\d+)?|\.\d+)\s*([a-z]*)", re.ASCII)
-_MAX_NBYTES = 1 << 60
-
-
-def parse_size(text: str) -> int:
-    """Return the bytes of a size such as 3GiB, 3072MB or 1.5G. Raises SettingsError.
-
-    K, M, G and T count in 1024s, as KiB, MiB, GiB and TiB do; KB, MB, GB and TB count in 1000s.
-    """
-    match = _SIZE.fullmatch(text.strip().lower())
-    unit = match.group(2) if match else None
-    if not match or unit is None or (unit and unit not in _UNITS):
-        raise SettingsError(f"{text!r} is not a size. Write it like 3GiB, 3072MB or 500M")
-    if not unit:
-        raise SettingsError(f"{text!r} has no unit. Write it like {text.strip()}GiB or 3072MB")
-    nbytes = float(match.group(1)) * _UNITS[unit]
-    if not 1 <= nbytes <= _MAX_NBYTES:
-        raise SettingsError(f"{text!r} is no usable size: it must lie between 1 byte and 1 EiB")
-    return int(nbytes)
+_TOKENS = re.compile(r"(\d{1,9})([km]?)", re.ASCII)
+_THOUSANDS = {"": 1, "k": 1 << 10, "m": 1 << 20}
+_LEAST_CONTEXT, _LONGEST_CONTEXT = 16, 1 << 24
 
 
 def cache_dir() -> Path:
@@ -87,11 +67,24 @@ def profile_dir() -> Path:
     return Path.home() / ".local" / "state" / "localmoe" / "profiles"
 
 
-def _size_option(text: str) -> int:
+def size_option(text: str) -> int:
+    """Return bytes; what is no size is a wrong use of the command."""
     try:
         return parse_size(text)
     except SettingsError as error:
         raise typer.BadParameter(str(error)) from error
+
+
+def _tokens_option(text: str | int) -> int:
+    """Return a number of tokens; k and m count in 1024s."""
+    match = _TOKENS.fullmatch(str(text).strip().lower())
+    count = int(match.group(1)) * _THOUSANDS[match.group(2)] if match else 0
+    if not _LEAST_CONTEXT <= count <= _LONGEST_CONTEXT:
+        raise typer.BadParameter(
+            f"{text!r} is no number of tokens from {_LEAST_CONTEXT} to {_LONGEST_CONTEXT}, such "
+            "as 4096 or 32k"
+        )
+    return count
 
 
 Memory = Annotated[
@@ -99,7 +92,7 @@ Memory = Annotated[
     typer.Option(
         "--memory",
         metavar="SIZE",
-        parser=_size_option,
+        parser=size_option,
         envvar="LOCALMOE_MEMORY",
         help="Memory for everything together, such as 3GiB or 3072MB. "
         "Default: what is available, less a margin.",
@@ -121,9 +114,8 @@ Context = Annotated[
     typer.Option(
         "--context",
         metavar="N",
-        min=16,
-        max=1 << 24,
-        help="Tokens of the conversation that fit at once.",
+        parser=_tokens_option,
+        help="Tokens of the conversation that fit at once, such as 4096 or 32k.",
     ),
 ]
 KvTypes = Annotated[

@@ -59,10 +59,15 @@ def write_checkpoint(
         file.truncate(_file_nbytes(path, draft, types))
 
 
-def model_nbytes(config: Config, quantization: str) -> int:
-    """Return how long all of a model's tensors are together. Raises SettingsError."""
+def model_nbytes(config: Config, quantization: str) -> tuple[int, int]:
+    """Return the bytes of what stays resident and of all routed experts. Raises SettingsError."""
     draft, types = _planned(config, quantization)
-    return sum(map(_nbytes, draft.tensors, types))
+    whole = routed = 0
+    for tensor, type_name in zip(draft.tensors, types, strict=True):
+        nbytes = _nbytes(tensor, type_name)
+        whole += nbytes
+        routed += nbytes if "_exps." in tensor.name else 0
+    return whole - routed, routed
 
 
 def _planned(config: Config, quantization: str) -> tuple[Draft, list[str]]:

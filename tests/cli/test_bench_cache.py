@@ -110,7 +110,7 @@ def test_errors_are_one_line(tmp_path: Path) -> None:
         ((path, "--sizes", "many"), "no size of a cache here"),
         ((path, "--policies", ","), "names 0 things"),
         ((path, "--device", "floppy"), "there is no device floppy"),
-        ((path, "--model", "other"), "there is no shape of other"),
+        ((path, "--model", "other"), "there is no known model 'other'"),
         ((path, "--policies", "lru", "--report", f"{tmp_path}/no/r.html"), "cannot write"),
         ((str(tmp_path / "none.moetrace"),), "there is no file"),
     ):

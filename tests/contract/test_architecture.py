@@ -24,7 +24,7 @@ ALSO: dict[str, tuple[str, ...]] = {
         *("bench", "lab", "synthetic", "backends"),
         *("prediction", "cache", "weights", "planning"),
     ),
-    "lab": ("lab", "prediction", "cache", "weights", "planning"),
+    "lab": ("lab", "synthetic", "prediction", "cache", "weights", "planning"),
     "demo": ("demo", "weights"),
     "synthetic": ("synthetic", "weights"),
     "": ("backends", "planning", "chat", "weights", "cache"),

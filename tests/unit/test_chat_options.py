@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import typer
 
-from localmoe.cli.options import cache_dir, parse_size, profile_dir
+from localmoe.cli.options import cache_dir, profile_dir
 from localmoe.cli.request import DEFAULT_PROMPT, Request, looks_like_model, read_request
 from localmoe.errors import SettingsError
+from localmoe.planning.sizes import parse_size
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from localmoe.backends.base import FloatArray, Logits, Stats
 from localmoe.backends.interrupts import DeferredInterrupt
 from localmoe.backends.llama import log, state
 from localmoe.backends.llama.bindings import L
-from localmoe.backends.llama.compiled import Counts
+from localmoe.backends.llama.compiled import Counts, Exchange
 from localmoe.backends.llama.hook import RoutingWatch
 from localmoe.backends.llama.loader import LoadedModel
 from localmoe.backends.llama.marks import Marks
@@ -168,6 +168,11 @@ class LlamaEngine(Closing):
         if not self._streaming:
             raise EngineError("every expert is in memory: nobody is told of routings then")
         self._streaming.callback.watch(watch)
+
+    def exchange_routing(self, exchange: Exchange | None) -> None:
+        """Let a function overwrite what routers choose: for replays. Not where all is resident."""
+        if self._streaming:
+            self._streaming.callback.exchange(exchange)
 
     def compiled_counts(self) -> Counts | None:
         """Return what the compiled callback did so far; None where there is none."""

@@ -9,37 +9,31 @@ from pathlib import Path
 from localmoe.backends.llama import parameters
 from localmoe.backends.llama.bindings import L, Tensor
 from localmoe.backends.llama.callback import Callback
-from localmoe.backends.llama.dry_run import CHUNK_CANDIDATES, DryRunChild, dry_run
+from localmoe.backends.llama.dry_run import DryRunChild
 from localmoe.backends.llama.engine import LlamaEngine
 from localmoe.backends.llama.hook import PartOf
 from localmoe.backends.llama.kernels import Kernels
 from localmoe.backends.llama.lending import Lender
 from localmoe.backends.llama.loader import LoadedModel, load_model, read_resident
+from localmoe.backends.llama.planned import plan_source
 from localmoe.backends.llama.sharing import CoreSharing
 from localmoe.backends.llama.source import ModelSource, open_source
 from localmoe.backends.llama.streaming import Streaming
 from localmoe.backends.llama.tensor_reads import TensorReads
 from localmoe.cache.expert_cache import ExpertCache
-from localmoe.cache.memory import CAN_RELEASE
 from localmoe.cache.policy_table import POLICIES
 from localmoe.cache.profile import Profile
 from localmoe.cache.slots import SlotPool, slots_nbytes
-from localmoe.errors import BudgetError, UnsupportedModelError
+from localmoe.errors import UnsupportedModelError
 from localmoe.native.library import library
 from localmoe.planning.budget import (
     SlotPlan,
     base_with_margin,
-    plan_fixed_slots,
-    plan_memory,
-    smallest_budget_mib,
 )
-from localmoe.planning.dense import smaller_context_tokens
 from localmoe.planning.machine import (
     available_memory_bytes,
     held_memory_bytes,
-    huge_pages_by_default,
 )
-from localmoe.planning.request import Request
 from localmoe.settings import Progress, Settings, available_threads
 
 
@@ -77,7 +71,7 @@ def _load(
     if settings.slots or _least_bytes(source, base_bytes, budget) <= budget:
         reads = read_resident(source, settings.read_workers)
     try:
-        slot_plan = _plan(source, settings, base_bytes, budget, child)
+        slot_plan = plan_source(source, settings, base_bytes, budget, child)
         assembly = _Assembly(source, settings, slot_plan, progress)
     except BaseException:
         if reads:
@@ -91,62 +85,6 @@ def _least_bytes(source: ModelSource, base_bytes: int, budget: int) -> int:
     classes = source.slot_classes
     demand = slots_nbytes(classes, [c.token_demand for c in classes])
     return base_with_margin(base_bytes, budget) + source.catalog.resident_nbytes + demand
-
-
-def _plan(
-    source: ModelSource,
-    settings: Settings,
-    base_bytes: int,
-    budget: int,
-    child: DryRunChild | None,
-) -> SlotPlan:
-    """Split the budget, with llama.cpp's own figures for what it takes."""
-    request = _request(source, settings, settings.context_tokens, base_bytes, child)
-    if settings.slots:
-        return plan_fixed_slots(request, budget, settings.slots)
-    try:
-        return plan_memory(request, budget)
-    except BudgetError as error:
-        shorter = smaller_context_tokens(request.footprints[-1].kv_bytes, request.context_tokens)
-        if source.catalog.layers or shorter is None:
-            raise
-        mib = smallest_budget_mib(_request(source, settings, shorter, base_bytes))
-        raise BudgetError(f"{error} With --context {shorter}, {mib}MiB would do.") from None
-
-
-def _request(
-    source: ModelSource,
-    settings: Settings,
-    context_tokens: int,
-    base_bytes: int,
-    child: DryRunChild | None = None,
-) -> Request:
-    """Ask llama.cpp what it takes for this context, cut to what the model was trained for."""
-    catalog = source.catalog
-    trained = catalog.metadata.get(f"{catalog.architecture}.context_length")
-    if isinstance(trained, int):
-        context_tokens = min(context_tokens, trained)
-    longest = min(settings.prefill_chunk_tokens or CHUNK_CANDIDATES[0], context_tokens)
-    findings = dry_run(
-        catalog.paths,
-        context_tokens=context_tokens,
-        chunks=[longest, *(c for c in CHUNK_CANDIDATES if c < longest)],
-        experts_used=source.override,
-        kv_type=settings.kv_type,
-        child=child,
-    )
-    return Request(
-        catalog=catalog,
-        classes=source.slot_classes,
-        footprints=findings.footprints,
-        base_bytes=base_bytes + findings.model_bytes,
-        context_tokens=context_tokens,
-        kv_type=settings.kv_type,
-        mark_bytes=findings.footprints[-1].mark_bytes,
-        threads=settings.n_threads,
-        lends=CAN_RELEASE,
-        sparse=not huge_pages_by_default(),
-    )
 
 
 class _Assembly:

@@ -1,8 +1,7 @@
 """Replays a recorded routing: whatever a model's router chooses, the recorded experts are used.
 
-A trace is an .npz with `routing`, int [T, L, K]: the experts that real text was routed to, token by
-token, in each MoE layer. The model has as many MoE layers, experts and active experts as the trace,
-and random weights. At the moment when localmoe is told what a router chose, the recorded numbers
+The model has as many MoE layers, experts and active experts as the trace, and random weights.
+At the moment when localmoe is told what a router chose, the recorded numbers
 are written over the chosen ones, in llama.cpp's own memory: everything after it (cache, reads,
 products) then happens as for that text. The routing weights stay those of the router's own choice,
 so the logits mean nothing; the bytes read and the arithmetic are exactly those of the trace.
@@ -17,59 +16,45 @@ What looks at the router ahead of time (prediction) cannot be right here: it mus
 from __future__ import annotations
 
 import ctypes as C
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
 
 from localmoe.backends.llama.bindings import NAME_OFFSET, SRC_OFFSET, Tensor
 from localmoe.backends.llama.engine import LlamaEngine
+from localmoe.errors import SettingsError
+from localmoe.prediction.trace import Trace
 
 _PREFIX = b"ffn_moe_weights-"
 _IDS_SOURCE = 1  # the gathering of the weights: its second source are the ids
 
 
-@dataclass(frozen=True)
-class Trace:
-    """Recorded experts, int32 [T, L, K]."""
+def reroute(engine: LlamaEngine, trace: Trace) -> None:
+    """Let an engine use the trace's experts from now on: token n those of its row n.
 
-    routing: npt.NDArray[np.int32]
-    n_experts: int
-
-    @classmethod
-    def read(cls, path: Path) -> Trace:
-        with np.load(path) as file:
-            return cls(file["routing"].astype(np.int32), int(file["experts"]))
-
-    @property
-    def layers(self) -> int:
-        return int(self.routing.shape[1])
-
-    @property
-    def used(self) -> int:
-        return int(self.routing.shape[2])
-
-
-def replay(engine: LlamaEngine, trace: Trace) -> None:
-    """Let a streaming engine use the trace's experts from now on: token n those of its row n.
-
-    Raises SystemExit where model and trace do not fit together.
+    Nothing happens in an engine that has all experts in memory. Raises SettingsError where model
+    and trace do not fit together.
     """
-    layers = sorted(engine.catalog.layers, key=lambda layer: layer.layer)
-    wanted = (trace.layers, {trace.n_experts}, {trace.used})
+    layers = engine.catalog.layers
+    wanted = (len(trace.layers), {trace.n_experts}, {trace.n_experts_used})
     found = (len(layers), {one.n_experts for one in layers}, {one.n_experts_used for one in layers})
     if wanted != found:
-        raise SystemExit(f"the trace has (layers, experts, active) {wanted}, the model {found}")
-    place = {layer.layer: index for index, layer in enumerate(layers)}
-    hook = engine._streaming.callback  # type: ignore[union-attr]
+        raise SettingsError(
+            f"the trace has (layers, experts, experts used) {wanted}, and the model {found}"
+        )
+    engine.exchange_routing(_exchange(engine, trace))
+
+
+def _exchange(engine: LlamaEngine, trace: Trace) -> Callable[[int], None]:
+    place = {layer.layer: index for index, layer in enumerate(engine.catalog.layers)}
 
     def exchange(node: int) -> None:
         layer = int(C.string_at(node + NAME_OFFSET + len(_PREFIX)))
         ids = _ids_of(node)
         ids[:] = trace.routing[engine.position : engine.position + len(ids), place[layer]]
 
-    hook.exchange(exchange)
+    return exchange
 
 
 def _ids_of(node: int) -> npt.NDArray[np.int32]:

@@ -1,0 +1,112 @@
+"""From bytes and rates to seconds per token: the formulas behind every figure of a plan.
+
+Decode, with R the bytes that are read, B what a token multiplies with in layer order:
+
+    computing = weights / their rate + KV cache / memory + layers x what a layer costs beside
+    reading   = routed bytes x (1 - hit rate) / drive
+    fast      = max(reading, computing)      everything overlaps
+    expected  = layer by layer: before the router, then max(reading, its experts)
+    slow      = reading + computing          nothing overlaps
+
+Prefill reads each expert that a chunk touches once, and computes meanwhile.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from localmoe.planning.rates import Rates
+from localmoe.planning.token_work import TokenWork
+
+_PARTS = 3
+"""Matrices of an expert, each of which is a read."""
+_DEPTH = 32
+"""Reads that pass their latency together."""
+
+
+@dataclass(frozen=True)
+class TokenSeconds:
+    """What one token takes."""
+
+    reading: float
+    computing: float
+    expected: float
+
+    @property
+    def fast(self) -> float:
+        """Where all reading is hidden behind computing, or the other way round."""
+        return max(self.reading, self.computing)
+
+    @property
+    def slow(self) -> float:
+        """Where nothing is hidden."""
+        return self.reading + self.computing
+
+
+def decode_seconds(
+    work: TokenWork, hit_rate: float, kv_nbytes: float, rates: Rates
+) -> TokenSeconds:
+    """Return what a token takes that finds this share of its experts in memory.
+
+    `kv_nbytes` is how much of the KV cache it looks at.
+    """
+    overhead = work.layers * rates.layer_seconds
+    resident = rates.decode_seconds(work.resident) + kv_nbytes / rates.memory_bytes_per_second
+    experts = rates.decode_seconds(work.routed)
+    computing = resident + overhead + experts
+    reading = work.routed_nbytes * (1 - hit_rate) / rates.read_bytes_per_second
+    if not work.moe_layers or hit_rate >= 1:
+        return TokenSeconds(0.0, computing, computing)
+    routed = _layers_seconds(work, 1 - hit_rate, experts, rates)
+    return TokenSeconds(reading, computing, resident + overhead + routed)
+
+
+def _layers_seconds(work: TokenWork, miss_rate: float, experts: float, rates: Rates) -> float:
+    """Return what experts take in all layers: reading and computing at once, the longer counts.
+
+    Misses are taken as independent of each other.
+    """
+    used, layers = work.experts_used, work.moe_layers
+    expert_nbytes = work.routed_nbytes / layers / used
+    per_layer = 0.0
+    for missed in range(used + 1):
+        likely = math.comb(used, missed) * miss_rate**missed * (1 - miss_rate) ** (used - missed)
+        waves = math.ceil(_PARTS * missed / _DEPTH)
+        reading = (
+            waves * rates.read_latency_seconds
+            + missed * expert_nbytes / rates.read_bytes_per_second
+        )
+        per_layer += likely * max(reading, experts / layers)
+    return layers * per_layer
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A prefill chunk: its tokens, and of the routed experts how many bytes it has to read."""
+
+    tokens: int
+    read_nbytes: float
+
+
+def chunk_of(tokens: int, n_experts: int, used: int, routed_nbytes: float, held: float) -> Chunk:
+    """Return the chunk of so many tokens where memory holds this share of all experts.
+
+    Tokens are taken to choose independently: a long chunk touches nearly all experts.
+    """
+    if not n_experts:
+        return Chunk(tokens, 0.0)
+    touched = 1 - (1 - used / n_experts) ** tokens
+    return Chunk(tokens, routed_nbytes * touched * (1 - held))
+
+
+def prefill_seconds(work: TokenWork, chunk: Chunk, rates: Rates) -> TokenSeconds:
+    """Return what a token of a long prompt takes, read in such chunks."""
+    computing = sum(
+        work.operations(kind) / rates.prefill.get(kind, rates.operations_per_second)
+        for kind in work.types
+    )
+    reading = chunk.read_nbytes / chunk.tokens / rates.read_bytes_per_second
+    # The next layer is read ahead, but slots are few meanwhile: half of it overlaps.
+    hidden = min(reading, computing) / 2
+    return TokenSeconds(reading, computing, reading + computing - hidden)

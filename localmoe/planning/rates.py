@@ -1,0 +1,34 @@
+"""How fast a machine reads and computes, as an estimate takes it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Rates:
+    """One view of a machine: what is likely, or the better or the worse end of it."""
+
+    read_bytes_per_second: float
+    """Experts from the drive, several at once."""
+    memory_bytes_per_second: float
+    """Weights of a type that is not in `decode`, and the KV cache."""
+    operations_per_second: float
+    """Many tokens at once, with weights of a type that is not in `prefill`."""
+    read_latency_seconds: float = 100e-6
+    layer_seconds: float = 0.0
+    """What a layer of a token takes beside its weights."""
+    decode: Mapping[str, float] = field(default_factory=dict)
+    """Bytes of weights per second that one token is multiplied with, by ggml type."""
+    prefill: Mapping[str, float] = field(default_factory=dict)
+    """Operations per second with many tokens at once, by ggml type."""
+
+    def decode_seconds(self, nbytes: Mapping[str, int]) -> float:
+        """Return how long one token's products with so many bytes of each type take."""
+        rate = self.memory_bytes_per_second
+        return sum(count / self.decode.get(kind, rate) for kind, count in nbytes.items())
+
+
+Views = tuple[Rates, Rates, Rates]
+"""The slow, the expected and the fast view of a machine."""
