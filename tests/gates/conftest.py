@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from localmoe.backends.llama import load
+from localmoe.backends.llama import planned
 from localmoe.backends.llama.dry_run import (
     CHUNK_CANDIDATES,
     DryRun,
@@ -62,4 +62,4 @@ def remembered_dry_runs() -> RememberedDryRuns:
 def plan_each_model_once(
     monkeypatch: pytest.MonkeyPatch, remembered_dry_runs: RememberedDryRuns
 ) -> None:
-    monkeypatch.setattr(load, "dry_run", remembered_dry_runs)
+    monkeypatch.setattr(planned, "dry_run", remembered_dry_runs)

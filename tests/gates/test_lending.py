@@ -17,7 +17,7 @@ import pytest
 import localmoe
 import zoo
 from localmoe.backends.llama import lending
-from localmoe.backends.llama import load as load_module
+from localmoe.backends.llama import planned
 from localmoe.backends.llama.engine import LlamaEngine
 from localmoe.planning.budget import SlotPlan, plan_fixed_slots
 from localmoe.planning.loans import Loan
@@ -66,7 +66,7 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         ctypes.memset(start, POISON, stop - start)
         areas.append(stop - start)
 
-    monkeypatch.setattr(load_module, "plan_fixed_slots", lend)
+    monkeypatch.setattr(planned, "plan_fixed_slots", lend)
     monkeypatch.setattr(lending, "release_pages", overwrite)
     return areas
 
