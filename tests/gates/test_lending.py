@@ -16,8 +16,7 @@ import pytest
 
 import localmoe
 import zoo
-from localmoe.backends.llama import lending
-from localmoe.backends.llama import planned
+from localmoe.backends.llama import lending, planned
 from localmoe.backends.llama.engine import LlamaEngine
 from localmoe.planning.budget import SlotPlan, plan_fixed_slots
 from localmoe.planning.loans import Loan
