@@ -49,8 +49,9 @@ def verdict(planned: Plan) -> str:
     if not now.plan.streams:
         return f"{where}: fits as a whole, all {whole} in memory: {speed}."
     return (
-        f"{where}: runs, without {whole} of memory. {now.held_share:.0%} of its experts are kept "
-        f"in {format_nbytes(now.plan.budget_bytes)}, the others are read from the drive: {speed}."
+        f"{where}: runs, though {whole} are more than {format_nbytes(now.plan.budget_bytes)}. "
+        f"{now.held_share:.0%} of its experts are kept in memory, the others are read from the "
+        f"drive: {speed}."
     )
 
 
