@@ -1,0 +1,148 @@
+"""Claim: `plan` says within 20 % what `bench decode` measures, in four budgets of two models.
+
+    python benchmarks/plan_accuracy.py [--rounds 3]
+
+For each model its routing is recorded along some tokens, and planned with that (`--trace`) and this
+machine's measured figures (`localmoe bench measure`, which has to have run). Then other tokens of
+the same kind are decoded for real, after a warm-up that fills the slots.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from manifest import SCRATCH, Answer, entry_state, options, record
+from synthetic import Shape, synthetic_model
+
+from localmoe.bench.predict import PredictRequest, follow_model
+from localmoe.bench.process import run_child
+from localmoe.bench.request import DecodeRequest
+from localmoe.demo.builder import demo_model
+from localmoe.prediction.trace_file import write_trace
+from localmoe.settings import Settings
+
+CONTEXT_TOKENS = 1024
+TOKENS, WARM_UP_TOKENS = 64, 256
+RECORDED_TOKENS, LEFT_OUT_TOKENS = 900, 400
+"""Those that are decoded for real come first in the stream: the recording begins behind them."""
+MIB, GIB = 1 << 20, 1 << 30
+SYNTHETIC_MIB = (1536, 3072, 4608, 6144)
+DEMO_SHARES = (0.4, 0.55, 0.7, 0.85)
+CHILD = (sys.executable, "-m", "localmoe.cli.bench_child")
+
+
+def recorded(model: Path, folder: Path, settings: Settings) -> Path:
+    """Record what the model routes to; return the file."""
+    trace, _ = follow_model(PredictRequest(str(model), settings, RECORDED_TOKENS))
+    trace = replace(
+        trace, routing=np.ascontiguousarray(trace.routing[LEFT_OUT_TOKENS:]), guesses={}
+    )
+    path = folder / f"{model.stem}.moetrace"
+    with path.open("wb") as file:
+        write_trace(file, [trace])
+    return path
+
+
+def planned(model: Path, trace: Path, settings: Settings) -> Answer:
+    """Ask the command."""
+    command = [
+        sys.executable,
+        "-m",
+        "localmoe",
+        "plan",
+        str(model),
+        "--trace",
+        str(trace),
+        "--json",
+    ]
+    command += ["--memory", f"{(settings.memory_bytes or 0) // MIB}MiB"]
+    command += ["--context", str(settings.context_tokens)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    answer: Answer = json.loads(done.stdout)
+    return answer
+
+
+def measured(model: Path, settings: Settings) -> Answer:
+    request = DecodeRequest(
+        str(model), settings, TOKENS, warm_up_tokens=WARM_UP_TOKENS, device_seconds=0.2
+    )
+    answer = run_child(CHILD, request, os.environ)
+    if answer is None:
+        raise SystemExit("the measurement was killed")
+    return answer
+
+
+def compare(model: Path, budgets_mib: list[int], rounds: int) -> list[Answer]:
+    """Return a row per budget: what was planned, what was measured, and the error."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        slots = Settings(memory_bytes=max(budgets_mib) * MIB, context_tokens=CONTEXT_TOKENS)
+        trace = recorded(model, Path(folder), slots)
+        for mib in budgets_mib:
+            settings = replace(slots, memory_bytes=mib * MIB)
+            plan = planned(model, trace, settings)
+            samples = [measured(model, settings) for _ in range(rounds)]
+            speed = statistics.median(sample["tokens_per_second"] for sample in samples)
+            expected = plan["decode_tokens_per_second"]["expected"]
+            row = {
+                "model": model.name,
+                "budget_mib": mib,
+                "slots": [plan["plan"]["slots"], samples[0]["slots"]],
+                "experts": plan["plan"]["experts"],
+                "hit_rate": [plan["hit_rate"]["expected"], samples[0]["hit_rate"]],
+                "planned": plan["decode_tokens_per_second"],
+                "measured": [sample["tokens_per_second"] for sample in samples],
+                "measured_resident": [sample["resident_tokens_per_second"] for sample in samples],
+                "error": expected / speed - 1,
+            }
+            print(
+                f"{model.name} {mib} MiB: planned {expected:.2f}, measured {speed:.2f} tok/s, "
+                f"{row['error']:+.0%}; hits {row['hit_rate']}",
+                flush=True,
+            )
+            rows.append(row)
+    return rows
+
+
+def demo_budgets(model: Path) -> list[int]:
+    """Return budgets in which the demonstration model holds these shares of its experts."""
+    from localmoe.backends.llama.planned import plan_model
+
+    whole = plan_model(model, Settings(context_tokens=CONTEXT_TOKENS), GIB).slot_plan.plan
+    least = whole.total_bytes - whole.slot_bytes - whole.compute_bytes // 2
+    return [int((least + share * whole.slot_bytes) / MIB) for share in DEMO_SHARES]
+
+
+def main() -> None:
+    given = options(__doc__, rounds=3).parse_args()
+    entry = entry_state()
+    synthetic = synthetic_model(SCRATCH / "synthetic.gguf", Shape())
+    demo = demo_model(SCRATCH)
+    rows = compare(synthetic, list(SYNTHETIC_MIB), given.rounds)
+    rows += compare(demo, demo_budgets(demo), given.rounds)
+    worst = max(abs(row["error"]) for row in rows)
+    print(f"largest error: {worst:.0%}")
+    figures = json.loads(
+        subprocess.run(
+            [sys.executable, "-m", "localmoe", "bench", "measure", "--show", "--json"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+    )
+    result = {"rows": rows, "largest_error": worst, "figures": figures}
+    record(given.data, "plan-accuracy", entry, result)
+
+
+if __name__ == "__main__":
+    main()
