@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 from localmoe.cache.direct_file import DirectFile
 from localmoe.cache.memory import HostMemory, round_up
 from localmoe.cache.reader import PIECE_NBYTES
 from localmoe.weights.catalog import Catalog, Extent
 
+Choose = Callable[[], Extent]
+"""Names what is read next."""
 _MEMORY_NBYTES = 24 << 20
 """Less than the margin that every budget keeps: the engine is still loaded."""
 
@@ -50,27 +53,30 @@ def measure_device(catalog: Catalog, *, workers: int, seconds: float) -> DeviceS
     memory = HostMemory(round_up(stride, 4096) * workers)
     try:
         memory.prefault()
-        return _read(catalog, files, memory, workers, nbytes, seconds)
+        return timed_reads(files, partial(_chooser, catalog, nbytes), memory, workers, seconds)
     finally:
         memory.close()
         for file in files.values():
             file.close()
 
 
-def _read(  # noqa: PLR0913 (all of it is what one worker needs)
-    catalog: Catalog,
-    files: dict[str, DirectFile],
+def timed_reads(
+    files: Mapping[str, DirectFile],
+    make_chooser: Callable[[int], Choose],
     memory: HostMemory,
     workers: int,
-    nbytes: int,
     seconds: float,
 ) -> DeviceSpeed:
+    """Read for so long what choosers name, each worker into its share of the memory.
+
+    `make_chooser` gets the number of a worker. Raises ExpertReadError.
+    """
     stride = memory.nbytes // workers
     began = time.perf_counter()
     deadline = began + seconds
 
     def work(worker: int) -> tuple[int, int]:
-        choose = _chooser(catalog, nbytes, seed=worker)
+        choose = make_chooser(worker)
         total = reads = 0
         while not reads or time.perf_counter() < deadline:
             extent = choose()
@@ -87,7 +93,7 @@ def _read(  # noqa: PLR0913 (all of it is what one worker needs)
     return DeviceSpeed(sum(d[0] for d in done), sum(d[1] for d in done), elapsed)
 
 
-def _chooser(catalog: Catalog, nbytes: int, seed: int) -> Callable[[], Extent]:
+def _chooser(catalog: Catalog, nbytes: int, seed: int) -> Choose:
     """Return a function that names the part of a random expert, or a piece of it."""
     rng = random.Random(seed)
     parts = [(layer, part) for layer in catalog.layers for part in layer.parts]

@@ -12,7 +12,7 @@ from typing import Any
 import typer
 
 from localmoe.bench.request import DecodeRequest, PeerName, PeerRequest
-from localmoe.cli import bench_cache, bench_predict, bench_try
+from localmoe.cli import bench_cache, bench_measure, bench_predict, bench_try
 from localmoe.cli.bench_options import (
     AsJson,
     Compiled,
@@ -62,6 +62,7 @@ _CONTEXT_TOKENS = 1024
 app = typer.Typer(help="Measure speed.", no_args_is_help=True)
 app.command("predict", help=bench_predict.HELP)(bench_predict.predict)
 app.command("cache", help=bench_cache.HELP)(bench_cache.cache)
+app.command("measure", help=bench_measure.HELP)(bench_measure.measure)
 app.command("try", help=bench_try.HELP)(bench_try.run_trial)
 
 

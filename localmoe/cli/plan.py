@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -67,6 +68,7 @@ def plan(  # noqa: PLR0913 (the command line's options are this function's param
         raise SettingsError("name one MODEL to plan for, or compare all with --all")
     if every and trace:
         raise SettingsError("--trace is of one model: leave out --all")
+    from localmoe.cli.bench_measure import disk_folder
     from localmoe.cli.planner import Planner
 
     planner = Planner(
@@ -76,6 +78,7 @@ def plan(  # noqa: PLR0913 (the command line's options are this function's param
             memory_bytes=memory, context_tokens=context, kv_type=kv_type.value, threads=threads
         ),
         trace,
+        disk_folder(Path(model) if model and Path(model).exists() else None),
     )
     if every:
         _compare(planner, quant, as_json)

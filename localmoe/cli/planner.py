@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from localmoe.backends.llama.planned import PlannedModel, plan_model
+from localmoe.cli.options import state_dir
 from localmoe.cli.plan_target import Target
 from localmoe.planning.advice import Advice, advise
 from localmoe.planning.graphics import with_graphics
@@ -61,14 +62,19 @@ class Planner:
     """Plans models for one machine."""
 
     def __init__(
-        self, machine: str, machine_file: Path | None, settings: Settings, trace: Path | None
+        self,
+        machine: str,
+        machine_file: Path | None,
+        settings: Settings,
+        trace: Path | None,
+        model_folder: Path,
     ) -> None:
-        """Find the machine. Raises SettingsError."""
+        """Find the machine; of this one, the drive of a folder counts. Raises SettingsError."""
         described = read_machines(machine_file) if machine_file else {}
         self._trace = trace
         self._machine: Machine | None = None
         if machine == THIS:
-            here = ThisMachine.probe()
+            here = ThisMachine.probe(state_dir(), model_folder)
             self.title, self.figures = here.title, here.source
             self._views: Views = here.views()
             usable = here.usable_bytes

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import platform
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,6 +44,16 @@ def huge_pages_by_default(
         return "[always]" in setting.read_text()
     except OSError:  # no such pages
         return False
+
+
+def cpu_model() -> str:
+    """Return the processor's name, as the system has it."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:  # not Linux
+        return platform.processor() or "unknown"
+    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return found[1].strip() if found else platform.processor() or "unknown"
 
 
 def _trim_heap() -> None:

@@ -2,44 +2,104 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+import platform
+from dataclasses import dataclass, replace
+from pathlib import Path
 
-from localmoe.planning.machine import available_memory_bytes
+from localmoe.planning.figures import Figures, read_figures
+from localmoe.planning.machine import available_memory_bytes, cpu_model
 from localmoe.planning.machines import Machine
-from localmoe.planning.rates import Views
+from localmoe.planning.rates import Rates, Views
 from localmoe.settings import available_threads
 
 _GUESSED_READ, _GUESSED_MEMORY_PER_CORE, _GUESSED_MEMORY = 3e9, 8e9, 60e9
 _GUESSED_OPERATIONS_PER_CORE = 60e9
+_PART_NBYTES = 1 << 20
+"""About what a part of an expert takes: reads are of this size."""
+_SPREAD = (0.85, 1.0, 1.15)
+"""What a machine varies by from one hour to the next: slow, expected, fast."""
 
 
 @dataclass(frozen=True)
 class ThisMachine:
     """What a plan needs to know of it."""
 
-    title: str
-    source: str
     usable_bytes: int
-    described: Machine
+    cores: int
+    figures: Figures | None
 
     @classmethod
-    def probe(cls) -> ThisMachine:
-        """Look at memory and cores."""
-        cores = available_threads()
-        usable = available_memory_bytes()
-        memory = min(_GUESSED_MEMORY, cores * _GUESSED_MEMORY_PER_CORE)
-        title = f"this machine, {cores} cores"
-        described = Machine(
-            "this",
-            title,
-            usable,
-            memory,
-            _GUESSED_READ,
-            cores * _GUESSED_OPERATIONS_PER_CORE,
-        )
-        source = "guessed from its cores; localmoe bench measure finds its own in two minutes"
-        return cls(title, source, usable, described)
+    def probe(cls, state_dir: Path, model_folder: Path) -> ThisMachine:
+        """Look at memory and cores, and for what was measured of the drive of a folder.
+
+        Raises SettingsError for a file of figures that cannot be used.
+        """
+        figures = read_figures(figures_path(state_dir, model_folder))
+        return cls(available_memory_bytes(), available_threads(), figures)
+
+    @property
+    def title(self) -> str:
+        """Name it."""
+        return f"this machine, {self.cores} cores"
+
+    @property
+    def source(self) -> str:
+        """Say where its speeds come from."""
+        if self.figures:
+            return f"measured on {self.figures.measured_at[:10]} by localmoe bench measure"
+        return "guessed from its cores; localmoe bench measure finds its own in two minutes"
 
     def views(self) -> Views:
         """Return the slow, the expected and the fast view of it."""
-        return self.described.views()
+        if self.figures is None:
+            return self._guessed().views()
+        expected = _rates(self.figures, self._guessed().views()[1])
+        slow, same, fast = (_scaled(expected, factor) for factor in _SPREAD)
+        return slow, same, fast
+
+    def _guessed(self) -> Machine:
+        memory = min(_GUESSED_MEMORY, self.cores * _GUESSED_MEMORY_PER_CORE)
+        operations = self.cores * _GUESSED_OPERATIONS_PER_CORE
+        return Machine("this", self.title, self.usable_bytes, memory, _GUESSED_READ, operations)
+
+
+def figures_path(state_dir: Path, folder: Path) -> Path:
+    """Return where figures of this machine and the drive of a folder are kept.
+
+    A home may be shared by machines: the file's name tells them apart.
+    """
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    name = f"{platform.node()} {cpu_model()} {available_threads()} {folder.stat().st_dev}"
+    return state_dir / "figures" / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.json"
+
+
+def _rates(figures: Figures, guessed: Rates) -> Rates:
+    """Take what was measured; for types that were not, the slowest of those that were."""
+    decode = {name: kernel.decode_bytes_per_second for name, kernel in figures.kernels.items()}
+    prefill = {
+        name: kernel.prefill_operations_per_second for name, kernel in figures.kernels.items()
+    }
+    memory = figures.memory_bytes_per_second or guessed.memory_bytes_per_second
+    return Rates(
+        read_bytes_per_second=figures.read_bytes_per_second(_PART_NBYTES)
+        or guessed.read_bytes_per_second,
+        memory_bytes_per_second=min(memory, *decode.values()) if decode else memory,
+        operations_per_second=min(prefill.values(), default=guessed.operations_per_second),
+        layer_seconds=figures.layer_seconds or 0.0,
+        decode=decode,
+        prefill=prefill,
+    )
+
+
+def _scaled(rates: Rates, factor: float) -> Rates:
+    return replace(
+        rates,
+        read_bytes_per_second=rates.read_bytes_per_second * factor,
+        memory_bytes_per_second=rates.memory_bytes_per_second * factor,
+        operations_per_second=rates.operations_per_second * factor,
+        layer_seconds=rates.layer_seconds / factor,
+        decode={name: rate * factor for name, rate in rates.decode.items()},
+        prefill={name: rate * factor for name, rate in rates.prefill.items()},
+    )

@@ -44,19 +44,13 @@ def write_checkpoint(
     finished is the caller's to remove.
     """
     draft, types = _planned(config, quantization)
-    _write_header(path, draft, types)
-    total, done = sum(map(_nbytes, draft.tensors, types)), 0
-    rng = np.random.Generator(np.random.SFC64(0))
-    with open(path, "r+b") as file:
-        file.seek(0, os.SEEK_END)
-        for tensor, type_name in zip(draft.tensors, types, strict=True):
-            file.write(bytes(-file.tell() % _ALIGNMENT))
-            for piece in _pieces(tensor, type_name, rng):
-                file.write(piece.data)
-                done += piece.nbytes
-                if progress:
-                    progress(STAGE, done, total)
-        file.truncate(_file_nbytes(path, draft, types))
+    _write(path, draft, types, progress)
+
+
+def write_uniform(path: Path, config: Config, type_name: str) -> None:
+    """Write a model with random weights whose matrices are all of one ggml type. Raises OSError."""
+    draft = draft_model(config)
+    _write(path, draft, [type_name if t.is_matrix else "F32" for t in draft.tensors], None)
 
 
 def model_nbytes(config: Config, quantization: str) -> tuple[int, int]:
@@ -73,6 +67,22 @@ def model_nbytes(config: Config, quantization: str) -> tuple[int, int]:
 def _planned(config: Config, quantization: str) -> tuple[Draft, list[str]]:
     draft = draft_model(config)
     return draft, tensor_types(config, draft.tensors, quantization_named(quantization))
+
+
+def _write(path: Path, draft: Draft, types: list[str], progress: Progress | None) -> None:
+    _write_header(path, draft, types)
+    total, done = sum(map(_nbytes, draft.tensors, types)), 0
+    rng = np.random.Generator(np.random.SFC64(0))
+    with open(path, "r+b") as file:
+        file.seek(0, os.SEEK_END)
+        for tensor, type_name in zip(draft.tensors, types, strict=True):
+            file.write(bytes(-file.tell() % _ALIGNMENT))
+            for piece in _pieces(tensor, type_name, rng):
+                file.write(piece.data)
+                done += piece.nbytes
+                if progress:
+                    progress(STAGE, done, total)
+        file.truncate(_file_nbytes(path, draft, types))
 
 
 def _nbytes(tensor: Planned, type_name: str) -> int:

@@ -129,7 +129,7 @@ def test_models_are_compared(
 ) -> None:
     few = {name: CONFIGS[name] for name in ("olmoe", "kimi-k2", "trinity-nano")}
     monkeypatch.setattr(plan_table, "CONFIGS", few)
-    planner = Planner("rtx-4090-64", None, Settings(memory_bytes=12 << 30), None)
+    planner = Planner("rtx-4090-64", None, Settings(memory_bytes=12 << 30), None, Path())
     rows = compare(planner, "q2_k")
     assert [row["name"] for row in rows] == list(few)
     assert [("error" in row) for row in rows] == [False, True, False]

@@ -1,0 +1,147 @@
+"""How fast weights of a type are multiplied with: small models of one type, through the engine."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from localmoe.backends.llama.planned import plan_model
+from localmoe.bench.request import DecodeRequest
+from localmoe.errors import LocalMoeError
+from localmoe.planning.figures import Kernel
+from localmoe.planning.token_work import TokenWork
+from localmoe.settings import Progress, Settings
+from localmoe.synthetic.config import Config
+from localmoe.synthetic.writer import write_uniform
+
+TYPES = ("Q4_K", "Q6_K", "Q8_0", "Q5_K", "Q3_K", "Q2_K", "IQ2_XXS", "IQ4_XS", "MXFP4", "BF16")
+STAGE = "multiplying"
+_BUDGET_BYTES = 1 << 40
+Run = Callable[[DecodeRequest], dict[str, Any] | None]
+"""Measures in a process of its own; None: it was killed."""
+
+
+@dataclass(frozen=True)
+class KernelRequest:
+    """How large the models are, and how long each is measured."""
+
+    experts: int = 48
+    tokens: int = 32
+    prompt_tokens: int = 256
+    types: tuple[str, ...] = TYPES
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """What was found, and of which types nothing was, and why."""
+
+    kernels: Mapping[str, Kernel]
+    layer_seconds: float
+    failed: Mapping[str, str]
+
+
+def measure_kernels(
+    folder: Path, request: KernelRequest, run: Run, progress: Progress | None = None
+) -> Kernels:
+    """Write, run and remove a model for each type. Raises OSError, LocalMoeError.
+
+    A type whose process dies or whose engine refuses is told of, and the others go on.
+    """
+    thin = _Measured.take(folder, _thin(), "Q8_0", request, run)
+    layer_seconds = thin.token_seconds / thin.work.layers
+    kernels: dict[str, Kernel] = {}
+    failed: dict[str, str] = {}
+    for done, type_name in enumerate(request.types):
+        if progress:
+            progress(f"{STAGE} {type_name}", done, len(request.types))
+        try:
+            measured = _Measured.take(folder, _wide(request.experts), type_name, request, run)
+            kernels[type_name] = measured.kernel(type_name, layer_seconds)
+        except LocalMoeError as error:
+            failed[type_name] = str(error)
+    return Kernels(kernels, layer_seconds, failed)
+
+
+@dataclass(frozen=True)
+class _Measured:
+    work: TokenWork
+    token_seconds: float
+    prefill_seconds: float
+    """Of one token of the prompt."""
+
+    @classmethod
+    def take(
+        cls, folder: Path, config: Config, type_name: str, request: KernelRequest, run: Run
+    ) -> _Measured:
+        path = folder / f"{type_name}.gguf"
+        settings = Settings(
+            memory_bytes=_BUDGET_BYTES,
+            context_tokens=request.prompt_tokens + request.tokens + 16,
+            threads=request.threads,
+        )
+        try:
+            write_uniform(path, config, type_name)
+            work = plan_model(path, settings, _BUDGET_BYTES).work
+            decode = DecodeRequest(
+                *(str(path), settings, request.tokens, request.prompt_tokens), device_seconds=0.0
+            )
+            report = run(decode)
+        finally:
+            path.unlink(missing_ok=True)
+        if report is None:
+            raise LocalMoeError("the process was killed: the memory may not suffice")
+        extra = report["extra"]
+        token = statistics.median(extra["token_seconds"])
+        return cls(work, token, 1 / extra["prefill_tokens_per_second"])
+
+    def kernel(self, type_name: str, layer_seconds: float) -> Kernel:
+        """Take away what layers cost beside; the routers of other types count as this one."""
+        nbytes = self.work.resident_nbytes + self.work.routed_nbytes
+        # Half of a token at least is its products: anything else is noise of the thin model.
+        beside = min(self.work.layers * layer_seconds, self.token_seconds / 2)
+        operations = sum(self.work.operations(kind) for kind in self.work.types)
+        return Kernel(nbytes / (self.token_seconds - beside), operations / self.prefill_seconds)
+
+
+def _wide(experts: int) -> Config:
+    """Return a model whose tokens spend their time on experts, larger than caches."""
+    return Config(
+        name="wide",
+        architecture="qwen3moe",
+        layers=2,
+        embedding=2048,
+        heads=4,
+        kv_heads=4,
+        head_size=128,
+        experts=experts,
+        experts_used=min(8, experts),
+        expert_feed_forward=1024,
+        feed_forward=1024,
+        vocabulary=256,
+        context_tokens=4096,
+        qk_norm="head",
+    )
+
+
+def _thin() -> Config:
+    """Return a model of many layers with next to nothing in them."""
+    return Config(
+        name="thin",
+        architecture="qwen3moe",
+        layers=48,
+        embedding=256,
+        heads=4,
+        kv_heads=4,
+        head_size=64,
+        experts=8,
+        experts_used=2,
+        expert_feed_forward=256,
+        feed_forward=256,
+        vocabulary=256,
+        context_tokens=4096,
+        qk_norm="head",
+    )

@@ -1,0 +1,90 @@
+"""This machine's own figures: its drive, its memory, its kernels. Under two minutes."""
+
+from __future__ import annotations
+
+import datetime
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from localmoe.bench.kernel_rates import KernelRequest, Kernels, Run, measure_kernels
+from localmoe.bench.machine import describe_versions
+from localmoe.bench.memory_rate import measure_memory
+from localmoe.bench.read_rates import DEPTHS, SIZES_NBYTES, measure_reads, scratch_file
+from localmoe.errors import SettingsError
+from localmoe.planning.figures import Figures
+from localmoe.planning.machine import available_memory_bytes, cpu_model
+from localmoe.settings import Progress, available_threads
+
+_ARRAY_NBYTES = 256 << 20
+_MEMORY_SHARE = 4
+"""At most a quarter of what is free is taken for measuring memory."""
+
+
+@dataclass(frozen=True)
+class MeasureRequest:
+    """What to measure, and how much of everything."""
+
+    folder: Path
+    """On the drive where models lie; something is written to it, and removed."""
+    file_nbytes: int = 1 << 30
+    read_seconds: float = 0.4
+    """For each size and depth."""
+    sizes: tuple[int, ...] = SIZES_NBYTES
+    depths: tuple[int, ...] = DEPTHS
+    array_nbytes: int = _ARRAY_NBYTES
+    kernels: KernelRequest = field(default_factory=KernelRequest)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The figures, and which types of weights could not be measured, and why."""
+
+    figures: Figures
+    failed: Mapping[str, str]
+
+
+def measure_machine(
+    request: MeasureRequest, run: Run, progress: Progress | None = None
+) -> Measured:
+    """Measure all of it. `run` measures a model in a process of its own.
+
+    `progress(stage, done, total)` hears of each stage. Raises SettingsError where the folder cannot
+    be used, LocalMoeError.
+    """
+    with scratch_file(request.folder, request.file_nbytes, progress) as path:
+        reads, is_direct = measure_reads(
+            path, request.read_seconds, progress, sizes=request.sizes, depths=request.depths
+        )
+    cores = available_threads()
+    if progress:
+        progress("reading memory", 0, 1)
+    room = available_memory_bytes() // _MEMORY_SHARE // cores
+    array_nbytes = max(1 << 20, min(request.array_nbytes, room))
+    kernels = _kernels(request, run, progress)
+    figures = Figures(
+        cpu=cpu_model(),
+        cores=cores,
+        memory_bytes=int(psutil.virtual_memory().total),
+        measured_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        version=describe_versions()["localmoe"],
+        drive=str(request.folder),
+        is_direct=is_direct,
+        memory_bytes_per_second=measure_memory(cores, array_nbytes),
+        core_memory_bytes_per_second=measure_memory(1, array_nbytes),
+        layer_seconds=kernels.layer_seconds,
+        reads=reads,
+        kernels=kernels.kernels,
+    )
+    return Measured(figures, kernels.failed)
+
+
+def _kernels(request: MeasureRequest, run: Run, progress: Progress | None) -> Kernels:
+    try:
+        with tempfile.TemporaryDirectory(prefix="localmoe-measure-", dir=request.folder) as made:
+            return measure_kernels(Path(made), request.kernels, run, progress)
+    except OSError as error:
+        raise SettingsError(f"cannot measure in {request.folder}: {error.strerror}") from error

@@ -1,0 +1,100 @@
+"""How fast a drive delivers direct reads, by their size and by how many there are at once."""
+
+from __future__ import annotations
+
+import os
+import random
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+from localmoe.bench.device import Choose, timed_reads
+from localmoe.cache.direct_file import DirectFile
+from localmoe.cache.memory import HostMemory, round_up
+from localmoe.errors import SettingsError
+from localmoe.planning.figures import ReadPoint
+from localmoe.planning.sizes import format_nbytes
+from localmoe.settings import Progress
+from localmoe.weights.catalog import Extent
+
+SIZES_NBYTES = (64 << 10, 256 << 10, 1 << 20, 4 << 20)
+DEPTHS = (1, 2, 4, 8, 16, 32)
+STAGE = "reading"
+_PIECE_NBYTES = 16 << 20
+_SPARE_BYTES = 256 << 20
+
+
+@contextmanager
+def scratch_file(folder: Path, nbytes: int, progress: Progress | None = None) -> Iterator[Path]:
+    """Yield a file of random bytes on a drive; it is gone afterwards, also after Ctrl-C.
+
+    Raises SettingsError where there is no room, or the folder cannot be written to.
+    """
+    try:
+        room = os.statvfs(folder)
+        free = room.f_bavail * room.f_frsize
+        if free < nbytes + _SPARE_BYTES:
+            raise SettingsError(
+                f"{folder} has {format_nbytes(free)} free, and measuring needs "
+                f"{format_nbytes(nbytes + _SPARE_BYTES)}: make room, or name another --disk"
+            )
+        with tempfile.TemporaryDirectory(prefix="localmoe-measure-", dir=folder) as made:
+            path = Path(made) / "random"
+            _fill(path, nbytes, progress)
+            yield path
+    except OSError as error:
+        raise SettingsError(f"cannot measure in {folder}: {error.strerror}") from error
+
+
+def _fill(path: Path, nbytes: int, progress: Progress | None) -> None:
+    """Write what no drive and no file system can make shorter."""
+    with path.open("wb") as file:
+        for done in range(0, nbytes, _PIECE_NBYTES):
+            file.write(random.randbytes(min(_PIECE_NBYTES, nbytes - done)))
+            if progress:
+                progress("writing", done, nbytes)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def measure_reads(
+    path: Path,
+    seconds: float,
+    progress: Progress | None = None,
+    *,
+    sizes: Sequence[int] = SIZES_NBYTES,
+    depths: Sequence[int] = DEPTHS,
+) -> tuple[tuple[ReadPoint, ...], bool]:
+    """Read the file at random places, `seconds` long for each size and depth.
+
+    Returns the rates, and whether the reads went past the page cache. Raises ExpertReadError.
+    """
+    file = DirectFile(str(path))
+    length = path.stat().st_size
+    points = []
+    try:
+        cases = [(size, depth) for size in sizes if size <= length for depth in depths]
+        for done, (size, depth) in enumerate(cases):
+            if progress:
+                progress(STAGE, done, len(cases))
+            points.append(ReadPoint(size, depth, _rate(file, length, size, depth, seconds)))
+    finally:
+        file.close()
+    return tuple(points), file.direct
+
+
+def _rate(file: DirectFile, length: int, nbytes: int, depth: int, seconds: float) -> float:
+    memory = HostMemory(round_up(nbytes + 2 * 4096, 4096) * depth)
+    try:
+        memory.prefault()
+        chooser = partial(_chooser, file.path, length, nbytes)
+        return timed_reads({file.path: file}, chooser, memory, depth, seconds).bytes_per_second
+    finally:
+        memory.close()
+
+
+def _chooser(path: str, length: int, nbytes: int, worker: int) -> Choose:
+    rng = random.Random(worker)
+    return lambda: Extent(path, rng.randrange(length // nbytes) * nbytes, nbytes)
