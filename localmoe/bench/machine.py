@@ -5,12 +5,12 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-import re
 import time
 from pathlib import Path
 
 import psutil
 
+from localmoe.planning.machine import cpu_model
 from localmoe.settings import available_threads
 
 _PACKAGES = ("localmoe", "llama-cpp-python", "numpy")
@@ -19,7 +19,7 @@ _PACKAGES = ("localmoe", "llama-cpp-python", "numpy")
 def describe_machine() -> dict[str, object]:
     """Return processor, cores, memory and kernel. Names no host and no user."""
     return {
-        "cpu": _cpu_model(),
+        "cpu": cpu_model(),
         "cores": available_threads(),
         "memory_bytes": int(psutil.virtual_memory().total),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
@@ -46,12 +46,3 @@ def _version(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
-
-
-def _cpu_model() -> str:
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:  # not Linux
-        return platform.processor() or "unknown"
-    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    return found[1].strip() if found else platform.processor() or "unknown"

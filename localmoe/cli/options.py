@@ -55,16 +55,26 @@ def cache_dir() -> Path:
 
 
 def profile_dir() -> Path:
-    """Return the folder for what is remembered of runs: $LOCALMOE_STATE, or the system's."""
+    """Return the folder for what is remembered of runs, in the state folder."""
+    return state_dir() / "profiles"
+
+
+def figures_dir() -> Path:
+    """Return the folder for what `bench measure` found, in the state folder."""
+    return state_dir() / "figures"
+
+
+def state_dir() -> Path:
+    """Return the folder for what is to be kept: $LOCALMOE_STATE, or the system's."""
     own = os.environ.get("LOCALMOE_STATE")
     if own:
-        return Path(own).expanduser() / "profiles"
+        return Path(own).expanduser()
     xdg = os.environ.get("XDG_STATE_HOME")
     if xdg and Path(xdg).is_absolute():
-        return Path(xdg) / "localmoe" / "profiles"
+        return Path(xdg) / "localmoe"
     if sys.platform == "darwin":
-        return Path.home() / "Library" / "Application Support" / "localmoe" / "profiles"
-    return Path.home() / ".local" / "state" / "localmoe" / "profiles"
+        return Path.home() / "Library" / "Application Support" / "localmoe"
+    return Path.home() / ".local" / "state" / "localmoe"
 
 
 def size_option(text: str) -> int:
