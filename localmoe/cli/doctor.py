@@ -89,12 +89,13 @@ def _show(checks: Sequence[Check]) -> None:
 
     console = console_for(sys.stdout)
     plain = "utf" not in console.encoding.lower()
+    arrow = "->" if plain else "→"
     table = Table.grid(padding=(0, 2, 0, 0))
     for check in checks:
         mark = Text(_MARKS[check.verdict][plain], style=_STYLES[check.verdict])
         found = Text(without_controls(check.found))
         if check.mend:
-            found.append(f"\n{without_controls(check.mend)}", style="bold")
+            found.append(f"\n{arrow} {without_controls(check.mend)}", style="bold")
         table.add_row(mark, check.name, found)
     console.print(table)
     console.print(f"\n{_summary(checks)}")

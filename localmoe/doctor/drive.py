@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from pathlib import Path
+from shlex import quote
 from typing import NamedTuple
 
 from localmoe.doctor.check import Check, better, not_here, ok
@@ -30,6 +31,8 @@ _NETWORK = frozenset(
     ]
 )
 _MEMORY = frozenset(("tmpfs", "ramfs"))
+_VIRTUAL = ("vd", "xvd")
+"""Their kernels say that they rotate, whatever is underneath."""
 _LITTLE_BYTES = 5 << 30
 _DISABLED = "/proc/sys/kernel/io_uring_disabled"
 
@@ -110,13 +113,15 @@ def check_drive(system: System, place: Path) -> Check:
     if kind.startswith("rotating"):
         return better(name, f"{found}: a seek for every expert", _move(place))
     if free < _LITTLE_BYTES and place.is_dir():
-        return better(name, f"{found}: few models fit", f"du -h {where} | sort -h | tail")
+        return better(
+            name, f"{found}: few models fit", f"du -h {quote(str(where))} | sort -h | tail"
+        )
     return ok(name, found)
 
 
 def _move(place: Path) -> str:
     if place.is_file():
-        return f"cp {place} /a/folder/on/a/local/SSD, and run it there"
+        return f"cp {quote(str(place))} /a/folder/on/a/local/SSD, and run it there"
     return "export LOCALMOE_CACHE=/a/folder/on/a/local/SSD"
 
 
@@ -149,8 +154,10 @@ def _parse(line: str) -> Mount | None:
 def _kind(system: System, mount: Mount | None) -> str:
     if mount is None:
         return "a drive of unknown kind"
-    rotates = _rotates(system, mount)
     named = f"{mount.kind} on {mount.source}"
+    if Path(mount.source).name.startswith(_VIRTUAL):
+        return f"virtual disk, {named}"
+    rotates = _rotates(system, mount)
     if rotates is None:
         return named
     return f"rotating disk, {named}" if rotates else f"solid state, {named}"

@@ -102,7 +102,7 @@ def check_huge_pages(system: System) -> Check:
         return better(
             name,
             "this kernel has none: reads into memory take up to twice as long",
-            "boot a kernel with CONFIG_TRANSPARENT_HUGEPAGE: grep HUGEPAGE /boot/config-$(uname -r)",
+            "grep HUGEPAGE /boot/config-$(uname -r), and boot a kernel that has them",
         )
     chosen = text.partition("[")[2].partition("]")[0]
     if chosen == "never":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 
 from localmoe.demo.builder import MODEL_NBYTES, ready_demo_model
 from localmoe.demo.source import INSTALL, check_source, find_source
@@ -15,7 +16,7 @@ from localmoe.planning.machine import available_memory_bytes
 from localmoe.planning.sizes import format_nbytes
 
 NAME = "model"
-_DEMO_MEMORY_BYTES = 320 << 20
+_DEMO_MEMORY_BYTES = 370 << 20
 """About what the demonstration model needs at least."""
 
 
@@ -42,18 +43,20 @@ def _said(answer: Answer) -> str:
 def _mend(path: Path, answer: Answer) -> str:
     kind = answer["kind"]
     if kind == "ModelNotFoundError":
-        return f"ls -l {path.absolute().parent}"
+        return f"ls -l {quote(str(path.absolute().parent))}"
     if kind == "ModelFormatError":
         return _again(path)
     if kind == "UnsupportedModelError":
         return "pip install --upgrade localmoe, or another model"
     if kind == "BudgetError":
-        return f"close other programs, or: localmoe run {path} --context 1024"
-    return f"localmoe run {path}"
+        return f"close other programs, or: localmoe run {quote(str(path))} --context 1024"
+    return f"localmoe run {quote(str(path))}"
 
 
 def _again(path: Path) -> str:
-    return f"sha256sum {path}, to compare with where it came from; then download it again"
+    return (
+        f"sha256sum {quote(str(path))}, to compare with where it came from; then download it again"
+    )
 
 
 def check_demo(system: System, cache: Path, memory_bytes: int | None, ask: Ask) -> Check:
@@ -66,7 +69,7 @@ def check_demo(system: System, cache: Path, memory_bytes: int | None, ask: Ask) 
     except ModelError as error:
         return stops(NAME, str(error), f"{INSTALL} --force-reinstall")
     except OSError as error:
-        return stops(NAME, f"cannot read {cache}: {error.strerror}", f"ls -la {cache}")
+        return stops(NAME, f"cannot read {cache}: {error.strerror}", f"ls -la {quote(str(cache))}")
     trouble = writing_error(cache)
     if trouble:
         return stops(
@@ -77,8 +80,8 @@ def check_demo(system: System, cache: Path, memory_bytes: int | None, ask: Ask) 
     if system.free_bytes(existing(cache)) < MODEL_NBYTES:
         return stops(
             NAME,
-            f"the demonstration model takes {format_nbytes(MODEL_NBYTES)}, and the drive of {cache} "
-            "has less",
+            f"the demonstration model takes {format_nbytes(MODEL_NBYTES)}, more than the drive of "
+            f"{cache} has left",
             "export LOCALMOE_CACHE=/a/folder/with/room",
         )
     return _demo_fits(memory_bytes or available_memory_bytes())

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from platform import machine as _machine
 
 from localmoe.cache.direct_file import DirectFile
 from localmoe.cache.ring import Ring
@@ -80,7 +81,7 @@ class System:
     root: Path = Path("/")
     """What /proc, /sys and /dev are below."""
     platform: str = sys.platform
-    machine: str = field(default_factory=platform.machine)
+    machine: str = field(default_factory=_machine)
     python: tuple[int, int, int] = sys.version_info[:3]
     run: Callable[[Sequence[str]], str | None] = _run
     which: Callable[[str], str | None] = shutil.which
