@@ -84,20 +84,27 @@ def _measured(place: Path) -> Measured:
 
 
 def _show(checks: Sequence[Check]) -> None:
+    """Draw a table on a terminal; elsewhere a command that is cut into lines is of no use."""
     from rich.table import Table
     from rich.text import Text
 
     console = console_for(sys.stdout)
     plain = "utf" not in console.encoding.lower()
-    arrow = "->" if plain else "→"
     table = Table.grid(padding=(0, 2, 0, 0))
+    for _ in range(3):
+        table.add_column(overflow="fold")
     for check in checks:
-        mark = Text(_MARKS[check.verdict][plain], style=_STYLES[check.verdict])
-        found = Text(without_controls(check.found))
-        if check.mend:
-            found.append(f"\n{arrow} {without_controls(check.mend)}", style="bold")
-        table.add_row(mark, check.name, found)
-    console.print(table)
+        mark = _MARKS[check.verdict][plain]
+        found = without_controls(check.found)
+        mend = f"{'->' if plain else '→'} {without_controls(check.mend)}" if check.mend else ""
+        if console.is_terminal:
+            text = Text(found).append(f"\n{mend}" if mend else "", style="bold")
+            table.add_row(Text(mark, style=_STYLES[check.verdict]), check.name, text)
+        else:
+            lines = [found, mend] if mend else [found]
+            console.print(f"{mark:5}{check.name:20}" + f"\n{'':25}".join(lines), markup=False)
+    if console.is_terminal:
+        console.print(table)
     console.print(f"\n{_summary(checks)}")
 
 

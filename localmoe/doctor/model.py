@@ -19,6 +19,9 @@ NAME = "model"
 _DEMO_MEMORY_BYTES = 370 << 20
 """About what the demonstration model needs at least."""
 
+_SPARE_MIB = 8
+"""What a process holds is not the same each time."""
+
 
 def check_model(path: Path, memory_bytes: int | None, ask: Ask) -> Check:
     """Read a model's header and plan for it, as `localmoe run` does before it reads weights."""
@@ -26,7 +29,7 @@ def check_model(path: Path, memory_bytes: int | None, ask: Ask) -> Check:
     if "died" in answer:
         return stops(NAME, f"the process that read it: {answer['died']}", _again(path))
     if "error" in answer:
-        return stops(NAME, answer["error"], _mend(path, answer))
+        return stops(NAME, answer["error"], _mend(path, memory_bytes, answer))
     return ok(NAME, _said(answer))
 
 
@@ -40,8 +43,8 @@ def _said(answer: Answer) -> str:
     )
 
 
-def _mend(path: Path, answer: Answer) -> str:
-    kind = answer["kind"]
+def _mend(path: Path, memory_bytes: int | None, answer: Answer) -> str:
+    kind, run = answer["kind"], f"localmoe run {quote(str(path))}"
     if kind == "ModelNotFoundError":
         return f"ls -l {quote(str(path.absolute().parent))}"
     if kind == "ModelFormatError":
@@ -49,8 +52,10 @@ def _mend(path: Path, answer: Answer) -> str:
     if kind == "UnsupportedModelError":
         return "pip install --upgrade localmoe, or another model"
     if kind == "BudgetError":
-        return f"close other programs, or: localmoe run {quote(str(path))} --context 1024"
-    return f"localmoe run {quote(str(path))}"
+        if memory_bytes:
+            return f"{run} --memory {answer['smallest_mib'] + _SPARE_MIB}MiB"
+        return f"close other programs, or: {run} --context 1024"
+    return run
 
 
 def _again(path: Path) -> str:
