@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -39,17 +38,7 @@ class MeasureRequest:
     kernels: KernelRequest = field(default_factory=KernelRequest)
 
 
-@dataclass(frozen=True)
-class Measured:
-    """The figures, and which types of weights could not be measured, and why."""
-
-    figures: Figures
-    failed: Mapping[str, str]
-
-
-def measure_machine(
-    request: MeasureRequest, run: Run, progress: Progress | None = None
-) -> Measured:
+def measure_machine(request: MeasureRequest, run: Run, progress: Progress | None = None) -> Figures:
     """Measure all of it. `run` measures a model in a process of its own.
 
     `progress(stage, done, total)` hears of each stage. Raises SettingsError where the folder cannot
@@ -65,7 +54,7 @@ def measure_machine(
     room = available_memory_bytes() // _MEMORY_SHARE // cores
     array_nbytes = max(1 << 20, min(request.array_nbytes, room))
     kernels = _kernels(request, run, progress)
-    figures = Figures(
+    return Figures(
         cpu=cpu_model(),
         cores=cores,
         memory_bytes=int(psutil.virtual_memory().total),
@@ -78,8 +67,8 @@ def measure_machine(
         layer_seconds=kernels.layer_seconds,
         reads=reads,
         kernels=kernels.kernels,
+        failed=kernels.failed,
     )
-    return Measured(figures, kernels.failed)
 
 
 def _kernels(request: MeasureRequest, run: Run, progress: Progress | None) -> Kernels:

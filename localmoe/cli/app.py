@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from localmoe import LocalMoeError, __version__
-from localmoe.cli import bench, plan, run, trace
+from localmoe.cli import bench, doctor, plan, run, trace
 from localmoe.cli.terminal import discard_output, error_line
 
 _EXIT_ERROR = 1
@@ -26,6 +26,7 @@ app = typer.Typer(
 )
 app.command("run", help=run.HELP)(run.run)
 app.command("plan", help=plan.HELP)(plan.plan)
+app.command("doctor", help=doctor.HELP)(doctor.doctor)
 app.add_typer(bench.app, name="bench")
 app.add_typer(trace.app, name="trace")
 

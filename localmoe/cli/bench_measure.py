@@ -14,12 +14,11 @@ from rich.table import Table
 
 from localmoe.cli.bench_options import AsJson
 from localmoe.cli.bench_progress import share_bar
-from localmoe.cli.options import Threads, cache_dir, state_dir
+from localmoe.cli.options import Threads, cache_dir, figures_dir
 from localmoe.cli.terminal import console_for, dim_line
 from localmoe.errors import SettingsError
-from localmoe.planning.figures import Figures, read_figures
+from localmoe.planning.figures import Figures, figures_path, read_figures
 from localmoe.planning.sizes import format_nbytes
-from localmoe.planning.this_machine import figures_path
 
 if TYPE_CHECKING:
     from localmoe.bench.request import DecodeRequest
@@ -61,8 +60,7 @@ def measure(
 ) -> None:
     """Measure and keep, or read what is kept; print it."""
     folder = disk_folder(disk)
-    path = figures_path(state_dir(), folder)
-    failed: dict[str, str] = {}
+    path = figures_path(figures_dir(), folder)
     if show:
         figures = read_figures(path)
         if figures is None:
@@ -70,13 +68,13 @@ def measure(
                 f"nothing was measured yet of the drive of {folder}: localmoe bench measure does it"
             )
     else:
-        figures, failed = _measure(folder, threads, quick)
+        figures = _measure(folder, threads, quick)
         figures.write(path)
     if as_json:
-        typer.echo(json.dumps({**asdict(figures), "failed": failed}))
+        typer.echo(json.dumps(asdict(figures)))
         return
     _print(figures)
-    for name, reason in failed.items():
+    for name, reason in figures.failed.items():
         dim_line(f"{name}: {reason}")
 
 
@@ -86,7 +84,7 @@ def disk_folder(disk: Path | None) -> Path:
     return where.parent if where.is_file() else where
 
 
-def _measure(folder: Path, threads: int | None, quick: bool) -> tuple[Figures, dict[str, str]]:
+def _measure(folder: Path, threads: int | None, quick: bool) -> Figures:
     from localmoe.bench.kernel_rates import KernelRequest
     from localmoe.bench.measure import MeasureRequest, measure_machine
     from localmoe.bench.process import run_child
@@ -107,8 +105,7 @@ def _measure(folder: Path, threads: int | None, quick: bool) -> tuple[Figures, d
             folder, 64 << 20, 0.02, (256 << 10, 1 << 20), (1, 4), 16 << 20, kernels=few
         )
     with share_bar() as progress:
-        measured = measure_machine(request, run, progress)
-    return measured.figures, dict(measured.failed)
+        return measure_machine(request, run, progress)
 
 
 def _print(figures: Figures) -> None:

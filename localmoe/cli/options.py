@@ -55,12 +55,17 @@ def cache_dir() -> Path:
 
 
 def profile_dir() -> Path:
-    """Return the folder for what is remembered of runs."""
+    """Return the folder for what is remembered of runs, in the state folder."""
     return state_dir() / "profiles"
 
 
+def figures_dir() -> Path:
+    """Return the folder for what `bench measure` found, in the state folder."""
+    return state_dir() / "figures"
+
+
 def state_dir() -> Path:
-    """Return the folder for what is remembered: $LOCALMOE_STATE, or the system's."""
+    """Return the folder for what is to be kept: $LOCALMOE_STATE, or the system's."""
     own = os.environ.get("LOCALMOE_STATE")
     if own:
         return Path(own).expanduser()

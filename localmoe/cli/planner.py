@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from localmoe.backends.llama.planned import PlannedModel, plan_model
-from localmoe.cli.options import state_dir
+from localmoe.cli.options import figures_dir
 from localmoe.cli.plan_target import Target
 from localmoe.planning.advice import Advice, advise
 from localmoe.planning.graphics import with_graphics
@@ -74,7 +74,7 @@ class Planner:
         self._trace = trace
         self._machine: Machine | None = None
         if machine == THIS:
-            here = ThisMachine.probe(state_dir(), model_folder)
+            here = ThisMachine.probe(figures_dir(), model_folder)
             self.title, self.figures = here.title, here.source
             self._views: Views = here.views()
             usable = here.usable_bytes

@@ -40,7 +40,7 @@ def demo_model(
     ModelError when the file cannot be written.
     """
     recipe = load_recipe(recipe_path)
-    stem = f"smollm2-moe-{_ingredients(recipe)}"
+    stem = _stem(recipe)
     ready = _find_ready(cache_dir, stem)
     if ready:
         return ready
@@ -54,6 +54,15 @@ def demo_model(
         return _build(cache_dir, stem, source, recipe, progress)
     except OSError as error:
         raise ModelError(_cannot_write(cache_dir, error)) from error
+
+
+def ready_demo_model(cache_dir: Path, recipe_path: Path = RECIPE_PATH) -> Path | None:
+    """Return the demo model's GGUF where it is built already. Raises ModelFormatError."""
+    return _find_ready(cache_dir, _stem(load_recipe(recipe_path)))
+
+
+def _stem(recipe: Recipe) -> str:
+    return f"smollm2-moe-{_ingredients(recipe)}"
 
 
 def _ingredients(recipe: Recipe) -> str:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import platform
+import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from localmoe.errors import SettingsError
+from localmoe.planning.machine import cpu_model
 from localmoe.replacing import replaced_file
+from localmoe.settings import available_threads
 from localmoe.weights.ggml_types import GGML_TYPES
 
 _VERSION = 1
@@ -63,6 +67,10 @@ class Figures:
     reads: tuple[ReadPoint, ...] = ()
     kernels: Mapping[str, Kernel] = field(default_factory=dict)
     """By ggml type."""
+    failed: Mapping[str, str] = field(default_factory=dict)
+    """By ggml type, why there is no kernel where one was tried."""
+    doubtful: tuple[str, ...] = ()
+    """What differed by more than half from one sample to the next, each named for a person."""
 
     def read_bytes_per_second(self, nbytes: float, depth: int | None = None) -> float | None:
         """Return the rate of reads of this size; None: not measured.
@@ -101,6 +109,41 @@ class Figures:
                 file.write(text.encode())
         except OSError as error:
             raise SettingsError(f"cannot write {path}: {error.strerror}") from error
+
+
+def figures_path(folder: Path, drive: Path) -> Path:
+    """Return where this machine's figures are kept, with those of the drive that `drive` is on.
+
+    `drive` is any file or folder there; it may be one that is still to be made. The name has host,
+    processor and cores in it: several machines may share one home. Raises SettingsError.
+    """
+    there = drive.absolute()
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    try:
+        device = there.stat().st_dev
+    except OSError as error:
+        raise SettingsError(f"cannot look at {there}: {error.strerror}") from error
+    return folder / f"{_machine_name()}-drive-{device:x}.json"
+
+
+def find_figures(folder: Path, drive: Path) -> Figures | None:
+    """Return what was measured of this machine; None: nothing was.
+
+    Where the drive itself was not measured but another one was, there are no reads in it. Raises
+    SettingsError for a file that cannot be used.
+    """
+    own = read_figures(figures_path(folder, drive))
+    if own is not None:
+        return own
+    others = [read_figures(path) for path in sorted(folder.glob(f"{_machine_name()}-drive-*.json"))]
+    newest = max((f for f in others if f), key=lambda f: f.measured_at, default=None)
+    return newest and replace(newest, reads=())
+
+
+def _machine_name() -> str:
+    parts = (platform.node() or "unnamed", cpu_model(), f"{available_threads()} cores")
+    return "-".join(re.sub(r"[^a-z0-9]+", "-", part.lower()).strip("-")[:60] for part in parts)
 
 
 def read_figures(path: Path) -> Figures | None:
@@ -156,6 +199,8 @@ def _checked(values: Any) -> Figures:
         is_direct=bool(values["is_direct"]),
         reads=reads,
         kernels=kernels,
+        failed={str(name): str(reason) for name, reason in values.get("failed", {}).items()},
+        doubtful=tuple(str(name) for name in values.get("doubtful", ())),
         **rates,
     )
 

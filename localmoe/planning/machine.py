@@ -30,6 +30,16 @@ def available_memory_bytes(
     return max(0, room - max(_MARGIN_MIN_BYTES, int(room * _MARGIN_FRACTION)))
 
 
+def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """Return the processor's name, "unknown" where the system does not tell."""
+    try:
+        text = cpuinfo.read_text()
+    except OSError:  # not Linux
+        return platform.processor() or "unknown"
+    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return found[1].strip() if found else platform.processor() or "unknown"
+
+
 def held_memory_bytes() -> int:
     """Return what this process holds, after it gave back what it has freed: bytes."""
     _trim_heap()

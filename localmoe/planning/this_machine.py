@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import platform
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from localmoe.planning.figures import Figures, read_figures
-from localmoe.planning.machine import available_memory_bytes, cpu_model
+from localmoe.planning.figures import Figures, find_figures
+from localmoe.planning.machine import available_memory_bytes
 from localmoe.planning.machines import Machine
 from localmoe.planning.rates import Rates, Views
 from localmoe.settings import available_threads
@@ -30,12 +28,12 @@ class ThisMachine:
     figures: Figures | None
 
     @classmethod
-    def probe(cls, state_dir: Path, model_folder: Path) -> ThisMachine:
-        """Look at memory and cores, and for what was measured of the drive of a folder.
+    def probe(cls, figures_dir: Path, model: Path) -> ThisMachine:
+        """Look at memory and cores, and for what was measured of the drive of a model.
 
         Raises SettingsError for a file of figures that cannot be used.
         """
-        figures = read_figures(figures_path(state_dir, model_folder))
+        figures = find_figures(figures_dir, model)
         return cls(available_memory_bytes(), available_threads(), figures)
 
     @property
@@ -47,7 +45,8 @@ class ThisMachine:
     def source(self) -> str:
         """Say where its speeds come from."""
         if self.figures:
-            return f"measured on {self.figures.measured_at[:10]} by localmoe bench measure"
+            drive = "" if self.figures.reads else ", but for this drive, which is guessed"
+            return f"measured on {self.figures.measured_at[:10]} by localmoe bench measure{drive}"
         return "guessed from its cores; localmoe bench measure finds its own in two minutes"
 
     def views(self) -> Views:
@@ -62,17 +61,6 @@ class ThisMachine:
         memory = min(_GUESSED_MEMORY, self.cores * _GUESSED_MEMORY_PER_CORE)
         operations = self.cores * _GUESSED_OPERATIONS_PER_CORE
         return Machine("this", self.title, self.usable_bytes, memory, _GUESSED_READ, operations)
-
-
-def figures_path(state_dir: Path, folder: Path) -> Path:
-    """Return where figures of this machine and the drive of a folder are kept.
-
-    A home may be shared by machines: the file's name tells them apart.
-    """
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    name = f"{platform.node()} {cpu_model()} {available_threads()} {folder.stat().st_dev}"
-    return state_dir / "figures" / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.json"
 
 
 def _rates(figures: Figures, guessed: Rates) -> Rates:

@@ -14,9 +14,10 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 # From the outside in: each may import itself, what stands to its right, and ANYWHERE.
 ORDER = ("cli", "server", "chat", "backends", "prediction", "cache", "weights", "native")
 ANYWHERE = ("closing", "errors", "replacing", "settings")
-# Beside that line: planning counts bytes, demo builds a file, the door opens everything but cli.
+# Beside that line: planning counts bytes, demo builds a file, the doctor looks at the system, the
+# door opens everything but cli.
 ALSO: dict[str, tuple[str, ...]] = {
-    "cli": ("planning", "demo", "bench", "lab", "synthetic", ""),
+    "cli": ("planning", "demo", "doctor", "bench", "lab", "synthetic", ""),
     "server": ("planning",),
     "backends": ("planning",),
     "planning": ("planning", "cache", "weights"),
@@ -26,6 +27,7 @@ ALSO: dict[str, tuple[str, ...]] = {
     ),
     "lab": ("lab", "synthetic", "prediction", "cache", "weights", "planning"),
     "demo": ("demo", "weights"),
+    "doctor": ("doctor", "backends", "native", "cache", "planning", "demo"),
     "synthetic": ("synthetic", "weights"),
     "": ("backends", "planning", "chat", "weights", "cache"),
     "__main__": ("cli",),

@@ -16,9 +16,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from localmoe.backends.llama.versions import INSTALL, TESTED_VERSIONS
 from localmoe.errors import EngineError, EngineVersionError
 
-TESTED_VERSIONS = ("0.3.36",)
 MAX_NAME_NBYTES = 64  # GGML_MAX_NAME
 TYPE_F32, TYPE_I32 = 0, 26  # GGML_TYPE_F32, GGML_TYPE_I32
 
@@ -34,14 +34,11 @@ def _import_llama_cpp() -> Any:
     try:
         version = importlib.metadata.version("llama-cpp-python")
     except importlib.metadata.PackageNotFoundError as error:
-        raise EngineVersionError(
-            "llama-cpp-python is not installed; "
-            f"pip install llama-cpp-python=={TESTED_VERSIONS[-1]}"
-        ) from error
+        raise EngineVersionError(f"llama-cpp-python is not installed; {INSTALL}") from error
     if version not in TESTED_VERSIONS:
         raise EngineVersionError(
             f"llama-cpp-python {version} was not tested with localmoe (tested: "
-            f"{', '.join(TESTED_VERSIONS)}); pip install llama-cpp-python=={TESTED_VERSIONS[-1]}"
+            f"{', '.join(TESTED_VERSIONS)}); {INSTALL}"
         )
     return _low_level_module()
 

@@ -40,6 +40,19 @@ def plan_model(path: str | Path, settings: Settings, budget_bytes: int) -> Plann
         source.close()
 
 
+def smallest_memory_mib(path: str | Path, settings: Settings) -> int:
+    """Return the smallest budget that `load` accepts for a model, from headers alone. MiB.
+
+    Raises ModelError, SettingsError, EngineError.
+    """
+    source = open_source(path, settings.experts_used, settings.mirrors)
+    try:
+        held = held_memory_bytes()
+        return smallest_budget_mib(_request(source, settings, settings.context_tokens, held))
+    finally:
+        source.close()
+
+
 def plan_source(
     source: ModelSource,
     settings: Settings,
