@@ -56,16 +56,6 @@ def huge_pages_by_default(
         return False
 
 
-def cpu_model() -> str:
-    """Return the processor's name, as the system has it."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:  # not Linux
-        return platform.processor() or "unknown"
-    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    return found[1].strip() if found else platform.processor() or "unknown"
-
-
 def _trim_heap() -> None:
     """Have the C library give freed memory back to the system: glibc keeps it for later.
 
