@@ -12,7 +12,8 @@
     │   ├── EngineVersionError       an engine version that localmoe was not tested with
     │   ├── ContextFullError         no room left for these tokens
     │   └── InterruptedDecodeError   somebody asked the engine to stop
-    └── ChatError                a chat template or message cannot be rendered
+    ├── ChatError                a chat template or message cannot be rendered
+    └── HubError                 Hugging Face, or the way there, did not give what was asked for
 
 Each message says what was wanted, what was found and what to do.
 """
@@ -87,3 +88,7 @@ class InterruptedDecodeError(EngineError):
 
 class ChatError(LocalMoeError):
     """A chat template failed or refused the messages."""
+
+
+class HubError(LocalMoeError):
+    """A repository cannot be listed or downloaded, or has not what was asked for."""

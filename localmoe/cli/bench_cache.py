@@ -16,6 +16,7 @@ from localmoe.cli.bench_options import AsJson, Slots
 from localmoe.cli.bench_predict import Text, Tokens, read_text
 from localmoe.cli.bench_progress import share_bar
 from localmoe.cli.demo import demo_model_path
+from localmoe.cli.model_argument import model_path
 from localmoe.cli.options import Context, ExpertsUsed, Memory, Threads
 from localmoe.cli.terminal import console_for, dim_line
 from localmoe.errors import SettingsError
@@ -52,7 +53,12 @@ _DEVICES = "sata-ssd, nvme-gen3, nvme-gen4, nvme-gen5, mac-internal"
 _POLICIES = "next-use,lru,lfu,lrfu,slru,two-queue,least-stale,static,lru/layer"
 Source = Annotated[
     Path | None,
-    typer.Argument(metavar="[SOURCE]", show_default=False, help="A trace, or a GGUF file."),
+    typer.Argument(
+        metavar="[SOURCE]",
+        show_default=False,
+        parser=model_path,
+        help="A trace, a GGUF file, or a model that was pulled.",
+    ),
 ]
 PolicyList = Annotated[
     str, typer.Option("--policies", metavar="NAMES", help="Policies, with commas between them.")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from localmoe.bench.rounds import PEER_TOKENS_STREAMING
+from localmoe.cli.model_argument import ModelFile
 
 
 class Peer(StrEnum):
@@ -18,10 +18,7 @@ class Peer(StrEnum):
     RAM = "ram"
 
 
-Model = Annotated[
-    Path | None,
-    typer.Argument(metavar="MODEL", show_default=False, help="A GGUF file (any shard)."),
-]
+Model = ModelFile
 Tokens = Annotated[int, typer.Option("--tokens", metavar="N", min=1, help="Tokens to decode.")]
 PromptTokens = Annotated[
     int,

@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
 from localmoe.cli.bench_options import AsJson
+from localmoe.cli.model_argument import ModelFile
 from localmoe.cli.options import Memory, cache_dir, figures_dir, state_dir
 from localmoe.cli.terminal import console_for, without_controls
 from localmoe.doctor.check import Check, Verdict, runs
@@ -38,14 +39,7 @@ _CHILD = (sys.executable, "-m", "localmoe.cli.doctor_child")
 _MARKS = {Verdict.OK: ("✓", "ok"), Verdict.BETTER: ("!", "!"), Verdict.STOPS: ("✗", "STOP")}
 _STYLES = {Verdict.OK: "green", Verdict.BETTER: "yellow", Verdict.STOPS: "red"}
 
-Model = Annotated[
-    Path | None,
-    typer.Argument(
-        metavar="MODEL",
-        show_default=False,
-        help="A GGUF file (any shard). Default: the demonstration model.",
-    ),
-]
+Model = ModelFile
 
 
 def doctor(model: Model = None, memory: Memory = None, as_json: AsJson = False) -> None:

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from localmoe.cli.inspect import header_file
+from localmoe.cli.model_argument import typed_hub_name
 from localmoe.errors import SettingsError
 from localmoe.planning.advice import Smaller
 from localmoe.synthetic.config import Config
@@ -47,9 +49,10 @@ def plan_target(model: str, quantization: str | None) -> Iterator[Target]:
             f"--quant {quantization} is for known models, and {model} is none: a file has its own "
             "quantization. Leave --quant out, or name it as OWNER/REPO:QUANT"
         )
-    if not path.exists() and not model.endswith(".gguf"):
+    if not path.exists() and not model.endswith(".gguf") and not typed_hub_name(model):
         raise SettingsError(_unknown(model))
-    yield Target(path.name, path, source="the file's header")
+    with header_file(model) as file:
+        yield Target(path.name, file, source="the file's header")
 
 
 def default_quantization(config: Config) -> str:

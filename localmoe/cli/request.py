@@ -9,6 +9,7 @@ from pathlib import Path
 
 import typer
 
+from localmoe.cli.model_argument import is_pulled_name, model_path
 from localmoe.cli.terminal import is_interactive
 
 DEFAULT_PROMPT = "What is a mixture of experts? Answer in two sentences."
@@ -47,11 +48,12 @@ def read_request(first: str | None, second: str | None) -> Request:
 
 
 def looks_like_model(text: str) -> bool:
-    """Whether an argument means a model: an existing path, or a name with .gguf."""
+    """Whether an argument means a model: an existing path, a name with .gguf, or a pulled one."""
     return (
         (bool(text) and os.path.exists(text))
         or text.lower().endswith(".gguf")
         or (".gguf" in text.lower() and os.sep in text and not any(map(str.isspace, text)))
+        or is_pulled_name(text)
     )
 
 
@@ -59,14 +61,14 @@ def _split(first: str | None, second: str | None) -> tuple[Path | None, str | No
     if first is None:
         return None, None
     if second is None:
-        return (Path(first), None) if looks_like_model(first) else (None, first)
+        return (model_path(first), None) if looks_like_model(first) else (None, first)
     if not looks_like_model(first):
         raise typer.BadParameter(
             f"{first!r} is no model file. If it belongs to the prompt, put the whole prompt in "
             f'quotes: localmoe run "{first} {second}"',
             param_hint="MODEL",
         )
-    return Path(first), second
+    return model_path(first), second
 
 
 def _piped_text() -> str | None:

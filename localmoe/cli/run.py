@@ -33,9 +33,9 @@ from localmoe.cli.run_options import (
 HELP = """Answer a prompt, or chat.
 
 Without MODEL the embedded demonstration model runs. A single argument is a MODEL if it is an \
-existing path or ends in .gguf, else a PROMPT. What comes on standard input is added to the \
-prompt. With neither, on a terminal, a chat opens; /help lists its commands. Where the model \
-file has its own sampling values, they are the defaults.
+existing path, ends in .gguf or names a model that was pulled (OWNER/REPO[:QUANT]), else a PROMPT. \
+What comes on standard input is added to the prompt. With neither, on a terminal, a chat opens; \
+/help lists its commands. Where the model file has its own sampling values, they are the defaults.
 
 \b
 Examples:
@@ -43,6 +43,7 @@ Examples:
   localmoe run "Why is the sky blue?"             answer and exit
   localmoe run big.gguf --memory 8GiB             chat with a large model in 8 GiB
   localmoe run big.gguf --kv-type q8_0            remember the chat in half the memory
+  localmoe run ggml-org/gpt-oss-120b-GGUF         a model that localmoe pull has fetched
   localmoe run big.gguf "Summarize:" < notes.txt  a prompt and a file
 """
 

@@ -12,7 +12,11 @@ from localmoe.settings import KvType, PolicyName
 
 Model = Annotated[
     str | None,
-    typer.Argument(metavar="MODEL", show_default=False, help="A GGUF file (any shard)."),
+    typer.Argument(
+        metavar="MODEL",
+        show_default=False,
+        help="A GGUF file (any shard), or OWNER/REPO[:QUANT] that was pulled.",
+    ),
 ]
 Prompt = Annotated[
     str | None,

@@ -11,6 +11,7 @@ import typer
 from localmoe.cli.bench_options import AsJson, Slots
 from localmoe.cli.bench_progress import share_bar
 from localmoe.cli.demo import demo_model_path
+from localmoe.cli.model_argument import ModelFile
 from localmoe.cli.options import Context, ExpertsUsed, Memory, Threads
 from localmoe.errors import SettingsError
 from localmoe.settings import Settings
@@ -32,10 +33,7 @@ Examples:
 _CONTEXT_TOKENS = 1024
 
 app = typer.Typer(help="Record routing.", no_args_is_help=True)
-Model = Annotated[
-    Path | None,
-    typer.Argument(metavar="[MODEL]", show_default=False, help="A GGUF file (any shard)."),
-]
+Model = ModelFile
 Prompts = Annotated[Path, typer.Option("--prompts", metavar="FILE", help="Text to decode.")]
 Out = Annotated[Path, typer.Option("--out", metavar="T.moetrace", help="The trace to write.")]
 Generate = Annotated[

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import struct
-from io import FileIO
+from typing import Protocol
 
 from localmoe.errors import ModelFormatError
 
-_WINDOW_NBYTES = 1 << 20
+WINDOW_NBYTES = 1 << 20
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
+
+
+class RandomReader(Protocol):
+    """Bytes that can be read from any place: an unbuffered file, or what stands for one."""
+
+    def seek(self, offset: int, /) -> int:
+        """Go to a place."""
+        ...
+
+    def read(self, nbytes: int, /) -> bytes:
+        """Return so many bytes, fewer at the end."""
+        ...
 
 
 class ByteCursor:
@@ -19,8 +31,11 @@ class ByteCursor:
     `what`, in messages, names the thing being read. Raises ModelFormatError past the end.
     """
 
-    def __init__(self, file: FileIO, path: str, nbytes: int) -> None:
+    def __init__(
+        self, file: RandomReader, path: str, nbytes: int, window_nbytes: int = WINDOW_NBYTES
+    ) -> None:
         """Start at byte 0 of `file`, which stays the caller's to close."""
+        self._window_nbytes = window_nbytes
         self._file, self.path, self.nbytes = file, path, nbytes
         self._start, self._at = 0, 0  # file offset of the window, position inside it
         self._window = b""
@@ -85,7 +100,7 @@ class ByteCursor:
         self._require(nbytes, what)
         self._start, self._at = self.position, 0
         self._file.seek(self._start)
-        self._window = self._file.read(min(max(nbytes, _WINDOW_NBYTES), self.remaining))
+        self._window = self._file.read(min(max(nbytes, self._window_nbytes), self.remaining))
         if len(self._window) < nbytes:
             raise ModelFormatError(
                 f"{self.path} became shorter while its header was read. "

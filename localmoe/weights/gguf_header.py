@@ -6,11 +6,10 @@ import os
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
-from io import FileIO
 from pathlib import Path
 
 from localmoe.errors import ModelFormatError, ModelNotFoundError, UnsupportedModelError
-from localmoe.weights.byte_cursor import ByteCursor
+from localmoe.weights.byte_cursor import WINDOW_NBYTES, ByteCursor, RandomReader
 from localmoe.weights.file_kinds import describe_bytes
 from localmoe.weights.gguf_tensors import TensorInfo, read_tensors
 from localmoe.weights.gguf_values import LargeArray, Value, read_metadata
@@ -52,7 +51,7 @@ def read_header(path: str | Path) -> GgufHeader:
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise ModelNotFoundError(f"{path} is not a file. Give the path of a .gguf file.")
         with open(path, "rb", buffering=0) as file:
-            return _parse(file, path)
+            return parse_header(file, path, os.fstat(file.fileno()).st_size)
     except FileNotFoundError as error:
         raise ModelNotFoundError(f"there is no model file {path}. Check the path.") from error
     except OSError as error:
@@ -89,8 +88,15 @@ def read_bytes(header: GgufHeader, offset: int, nbytes: int) -> bytes:
     return raw
 
 
-def _parse(file: FileIO, path: str) -> GgufHeader:
-    cursor = ByteCursor(file, path, os.fstat(file.fileno()).st_size)
+def parse_header(
+    file: RandomReader, path: str, file_nbytes: int, window_nbytes: int = WINDOW_NBYTES
+) -> GgufHeader:
+    """Read and check the header of an open file of so many bytes, wherever its bytes come from.
+
+    At least a window is read at once. Raises ModelFormatError, UnsupportedModelError, and what
+    reading raises.
+    """
+    cursor = ByteCursor(file, path, file_nbytes, window_nbytes)
     version = _read_version(cursor)
     n_tensors, n_keys = cursor.u64("the tensor count"), cursor.u64("the key count")
     _check_count(cursor, "keys", n_keys, MAX_KEYS, 14)

@@ -1,0 +1,60 @@
+"""`localmoe pull`: a model from Hugging Face, whole and checked."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from localmoe.cli.progress import progress_bar
+from localmoe.cli.terminal import dim_line
+from localmoe.weights.hub_names import hub_name
+
+HELP = """Download a model from Hugging Face.
+
+All files of one quantization go into Hugging Face's own cache (HF_HOME), where other programs \
+find them, too. A download that was broken off goes on where it stopped. Every file is compared \
+with the checksum that the hub has. Afterwards the model runs by its name, without a network.
+
+Without QUANT it is Q4_K_M, or the only one that there is.
+
+\b
+Examples:
+  localmoe pull ggml-org/gpt-oss-120b-GGUF
+  localmoe pull unsloth/GLM-4.7-GGUF:UD-Q2_K_XL
+  localmoe run unsloth/GLM-4.7-GGUF:UD-Q2_K_XL --memory 100GiB
+"""
+
+Name = Annotated[str, typer.Argument(metavar="OWNER/REPO[:QUANT]", help="What to download.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object at the end.")]
+
+
+def pull(name: Name, as_json: AsJson = False) -> None:
+    """Look it up, check the room, download, say how to run it."""
+    # The library's own bars and reports would come between.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    from localmoe.weights.hub import look_up
+    from localmoe.weights.hub_download import Download
+
+    wanted = hub_name(name)
+    listing = look_up(wanted)
+    full = f"{listing.repository}:{listing.chosen.name}"
+    if not sys.stderr.isatty():
+        count = len(listing.chosen.files)
+        files = "1 file" if count == 1 else f"{count} files"
+        dim_line(f"pulling {full}: {listing.chosen.nbytes / 1e9:.2f} GB in {files}")
+    try:
+        with progress_bar() as progress:
+            path = Download(listing, progress).run()
+    except KeyboardInterrupt:
+        dim_line(f"stopped; localmoe pull {full} goes on from here")
+        raise
+    if as_json:
+        answer = {"name": full, "path": str(path), "bytes": listing.chosen.nbytes}
+        typer.echo(json.dumps(answer))
+    else:
+        typer.echo(f"{full} is here: localmoe run {full}")
