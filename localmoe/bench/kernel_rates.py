@@ -19,6 +19,8 @@ from localmoe.synthetic.writer import write_uniform
 
 TYPES = ("Q4_K", "Q6_K", "Q8_0", "Q5_K", "Q3_K", "Q2_K", "IQ2_XXS", "IQ4_XS", "MXFP4", "BF16")
 STAGE = "multiplying"
+LAYER = "layers"
+"""What failed where no type did."""
 _BUDGET_BYTES = 1 << 40
 Run = Callable[[DecodeRequest], dict[str, Any] | None]
 """Measures in a process of its own; None: it was killed."""
@@ -40,30 +42,40 @@ class Kernels:
     """What was found, and of which types nothing was, and why."""
 
     kernels: Mapping[str, Kernel]
-    layer_seconds: float
+    layer_seconds: float | None
+    """None: not measured, and it is in the times of the kernels."""
     failed: Mapping[str, str]
 
 
 def measure_kernels(
     folder: Path, request: KernelRequest, run: Run, progress: Progress | None = None
 ) -> Kernels:
-    """Write, run and remove a model for each type. Raises OSError, LocalMoeError.
+    """Write, run and remove a model for each type.
 
-    A type whose process dies or whose engine refuses is told of, and the others go on.
+    A type whose process dies, whose engine refuses or for which there is no room is told of, and
+    the others go on.
     """
-    thin = _Measured.take(folder, _thin(), "Q8_0", request, run)
-    layer_seconds = thin.token_seconds / thin.work.layers
     kernels: dict[str, Kernel] = {}
     failed: dict[str, str] = {}
+    layer_seconds = None
+    try:
+        thin = _Measured.take(folder, _thin(), "Q8_0", request, run)
+        layer_seconds = thin.token_seconds / thin.work.layers
+    except (LocalMoeError, OSError) as error:
+        failed[LAYER] = _reason(error)
     for done, type_name in enumerate(request.types):
         if progress:
             progress(f"{STAGE} {type_name}", done, len(request.types))
         try:
             measured = _Measured.take(folder, _wide(request.experts), type_name, request, run)
-            kernels[type_name] = measured.kernel(type_name, layer_seconds)
-        except LocalMoeError as error:
-            failed[type_name] = str(error)
+            kernels[type_name] = measured.kernel(layer_seconds or 0.0)
+        except (LocalMoeError, OSError) as error:
+            failed[type_name] = _reason(error)
     return Kernels(kernels, layer_seconds, failed)
+
+
+def _reason(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
 @dataclass(frozen=True)
@@ -98,7 +110,7 @@ class _Measured:
         token = statistics.median(extra["token_seconds"])
         return cls(work, token, 1 / extra["prefill_tokens_per_second"])
 
-    def kernel(self, type_name: str, layer_seconds: float) -> Kernel:
+    def kernel(self, layer_seconds: float) -> Kernel:
         """Take away what layers cost beside; the routers of other types count as this one."""
         nbytes = self.work.resident_nbytes + self.work.routed_nbytes
         # Half of a token at least is its products: anything else is noise of the thin model.

@@ -40,9 +40,10 @@ def run_child(
     except ValueError as error:
         lines = done.stderr.decode(errors="replace").split("\n")
         last = next((line.strip() for line in reversed(lines) if line.strip()), "no message")
-        raise EngineError(
-            f"the {kind} process of the benchmark ended with status {done.returncode}: {last}"
-        ) from error
+        how = f"ended with status {done.returncode}"
+        if done.returncode < 0:
+            how = f"died of signal {-done.returncode}"
+        raise EngineError(f"the {kind} process of the benchmark {how}: {last}") from error
     if "error" in answer:
         raise LocalMoeError(answer["error"])
     return answer

@@ -15,7 +15,7 @@ from rich.table import Table
 from localmoe.cli.bench_options import AsJson
 from localmoe.cli.bench_progress import share_bar
 from localmoe.cli.options import Threads, cache_dir, figures_dir
-from localmoe.cli.terminal import console_for, dim_line
+from localmoe.cli.terminal import console_for, dim_line, without_controls
 from localmoe.errors import SettingsError
 from localmoe.planning.figures import Figures, figures_path, read_figures
 from localmoe.planning.sizes import format_nbytes
@@ -75,13 +75,19 @@ def measure(
         return
     _print(figures)
     for name, reason in figures.failed.items():
-        dim_line(f"{name}: {reason}")
+        dim_line(without_controls(f"{name}: {reason}"))
 
 
 def disk_folder(disk: Path | None) -> Path:
-    """Return the folder whose drive is meant: that of a file, or the one for files of ours."""
-    where = disk or cache_dir()
-    return where.parent if where.is_file() else where
+    """Return the folder whose drive is meant: that of a file, or the one for files of ours.
+
+    Raises SettingsError where there is no such thing: another drive would be measured for it.
+    """
+    if disk is None:
+        return cache_dir()
+    if not os.path.exists(disk):
+        raise SettingsError(f"there is no {disk}: name a folder on the drive, or a model there")
+    return disk if os.path.isdir(disk) else disk.absolute().parent
 
 
 def _measure(folder: Path, threads: int | None, quick: bool) -> Figures:
@@ -110,11 +116,12 @@ def _measure(folder: Path, threads: int | None, quick: bool) -> Figures:
 
 def _print(figures: Figures) -> None:
     console = console_for(sys.stdout)
-    console.print(
+    said = (
         f"{figures.cpu}, {figures.cores} cores, {format_nbytes(figures.memory_bytes)} of memory; "
-        f"measured {figures.measured_at[:16].replace('T', ' ')} UTC"
+        f"measured {figures.measured_at[:16].replace('T', ' ')} UTC\n\n"
+        f"Direct reads from the drive of {figures.drive}, GB/s"
     )
-    console.print(f"\nDirect reads from the drive of {figures.drive}, GB/s")
+    console.print(without_controls(said), markup=False)
     if not figures.is_direct:
         console.print("(this file system has no direct reads: the page cache took part)")
     console.print(_reads(figures))

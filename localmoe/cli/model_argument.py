@@ -18,7 +18,7 @@ def model_path(text: str | Path) -> Path:
     What exists is a path, whatever its name looks like; nothing is ever downloaded.
     """
     path = Path(text).expanduser()
-    if path.exists():
+    if os.path.exists(path):
         return path
     name = typed_hub_name(str(text))
     if name is None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TextIO
 if TYPE_CHECKING:
     from rich.console import Console
 
-_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def console_for(stream: TextIO) -> Console:
@@ -38,7 +38,10 @@ def error_line(text: str) -> None:
 
 
 def without_controls(text: str) -> str:
-    """Return text that cannot steer a terminal: only newlines and tabs are left of the controls."""
+    """Return text that cannot steer a terminal: only newlines and tabs are left of the controls.
+
+    Halves of characters, as in names that are not UTF-8, cannot be written and go, too.
+    """
     return _CONTROLS.sub("", text)
 
 

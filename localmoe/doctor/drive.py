@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import re
 from pathlib import Path
 from shlex import quote
 from typing import NamedTuple
@@ -34,6 +36,8 @@ _MEMORY = frozenset(("tmpfs", "ramfs"))
 _VIRTUAL = ("vd", "xvd")
 """Their kernels say that they rotate, whatever is underneath."""
 _LITTLE_BYTES = 5 << 30
+_OCTAL = re.compile(r"\\([0-3][0-7]{2})")
+"""How the kernel writes spaces, tabs, line ends and backslashes in paths."""
 _DISABLED = "/proc/sys/kernel/io_uring_disabled"
 
 
@@ -112,7 +116,7 @@ def check_drive(system: System, place: Path) -> Check:
         return better(name, f"{found}: a model here takes memory twice", _move(place))
     if kind.startswith("rotating"):
         return better(name, f"{found}: a seek for every expert", _move(place))
-    if free < _LITTLE_BYTES and place.is_dir():
+    if free < _LITTLE_BYTES and os.path.isdir(place):
         return better(
             name, f"{found}: few models fit", f"du -h {quote(str(where))} | sort -h | tail"
         )
@@ -120,7 +124,7 @@ def check_drive(system: System, place: Path) -> Check:
 
 
 def _move(place: Path) -> str:
-    if place.is_file():
+    if os.path.isfile(place):
         return f"cp {quote(str(place))} /a/folder/on/a/local/SSD, and run it there"
     return "export LOCALMOE_CACHE=/a/folder/on/a/local/SSD"
 
@@ -147,7 +151,7 @@ def _parse(line: str) -> Mount | None:
     left, right = before.split(" "), after.split(" ")
     if not dash or len(left) < 5 or len(right) < 2:
         return None
-    point = left[4].encode().decode("unicode_escape") if "\\" in left[4] else left[4]
+    point = _OCTAL.sub(lambda match: chr(int(match[1], 8)), left[4])
     return Mount(left[2], point, right[0], right[1])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import platform
 import re
 from collections.abc import Mapping
@@ -68,30 +69,23 @@ class Figures:
     kernels: Mapping[str, Kernel] = field(default_factory=dict)
     """By ggml type."""
     failed: Mapping[str, str] = field(default_factory=dict)
-    """By ggml type, why there is no kernel where one was tried."""
+    """By ggml type, why there is no kernel where one was tried; "layers": no layer_seconds."""
     doubtful: tuple[str, ...] = ()
     """What differed by more than half from one sample to the next, each named for a person."""
 
     def read_bytes_per_second(self, nbytes: float, depth: int | None = None) -> float | None:
         """Return the rate of reads of this size; None: not measured.
 
-        Between sizes that were measured it is interpolated, beyond them it stays. Without a depth
-        the best one counts.
+        Between sizes and depths that were measured it is interpolated, beyond them it stays.
+        Without a depth the best one counts.
         """
-        best: dict[int, float] = {}
+        by_depth: dict[int, dict[int, float]] = {}
         for point in self.reads:
-            if depth is None or point.depth == depth:
-                best[point.nbytes] = max(best.get(point.nbytes, 0.0), point.bytes_per_second)
-        if not best:
+            by_depth.setdefault(point.depth, {})[point.nbytes] = point.bytes_per_second
+        if not by_depth:
             return None
-        sizes = sorted(best)
-        if nbytes <= sizes[0]:
-            return best[sizes[0]]
-        for low, high in zip(sizes, sizes[1:], strict=False):
-            if nbytes <= high:
-                share = math.log(nbytes / low) / math.log(high / low)
-                return float(best[low] * (best[high] / best[low]) ** share)
-        return best[sizes[-1]]
+        rates = {each: _between(sizes, nbytes) for each, sizes in by_depth.items()}
+        return max(rates.values()) if depth is None else _between(rates, depth)
 
     def best_depth(self, nbytes: float) -> int | None:
         """Return the fewest reads at once that are nearly as fast as any; None: not measured."""
@@ -111,6 +105,16 @@ class Figures:
             raise SettingsError(f"cannot write {path}: {error.strerror}") from error
 
 
+def _between(rates: Mapping[int, float], at: float) -> float:
+    """Return the rate at a size or a depth: between two that were measured, in the logarithm."""
+    known = sorted(rates)
+    for low, high in zip(known, known[1:], strict=False):
+        if low < at <= high:
+            share = math.log(at / low) / math.log(high / low)
+            return float(rates[low] * (rates[high] / rates[low]) ** share)
+    return rates[known[0] if at <= known[0] else known[-1]]
+
+
 def figures_path(folder: Path, drive: Path) -> Path:
     """Return where this machine's figures are kept, with those of the drive that `drive` is on.
 
@@ -118,7 +122,7 @@ def figures_path(folder: Path, drive: Path) -> Path:
     processor and cores in it: several machines may share one home. Raises SettingsError.
     """
     there = drive.absolute()
-    while not there.exists() and there != there.parent:
+    while not os.path.exists(there) and there != there.parent:  # False also where it is hidden
         there = there.parent
     try:
         device = there.stat().st_dev
@@ -160,7 +164,10 @@ def read_figures(path: Path) -> Figures | None:
         return None
     except OSError as error:
         raise SettingsError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (
+        *(ValueError, KeyError, TypeError, AttributeError),
+        *(ArithmeticError, RecursionError),
+    ) as error:
         raise SettingsError(
             f"{path} does not hold figures that can be used ({error}). Measure again: "
             "localmoe bench measure"

@@ -60,7 +60,7 @@ def test_a_page_for_people(call: Call, tmp_path: Path) -> None:
     assert "state folder" in lines[-1]
 
 
-@pytest.mark.parametrize("case", ["fits", "small", "garbage", "missing", "no folder"])
+@pytest.mark.parametrize("case", ["fits", "small", "garbage", "missing", "long", "no folder"])
 def test_the_exit_status_is_that_of_run(
     call: Call, zoo_model: Callable[[str], Path], tmp_path: Path, case: str
 ) -> None:
@@ -72,6 +72,7 @@ def test_the_exit_status_is_that_of_run(
         "small": ((str(zoo_model("qwen3moe")), "--memory", "100MiB"), {}),
         "garbage": ((str(garbage),), {}),
         "missing": ((str(tmp_path / "missing.gguf"),), {}),
+        "long": ((str(tmp_path / f"{'a' * 300}.gguf"),), {}),
         "no folder": ((), {"LOCALMOE_CACHE": str(file / "cache")}),
     }[case]
     short = ("--max-tokens", "1", "--context", "256", "--raw")

@@ -126,7 +126,7 @@ def test_progress_vanishes_when_the_answer_begins() -> None:
 
 
 def test_a_model_cannot_steer_the_terminal() -> None:
-    assert without_controls("a\x1b[2Jb\x07\x9b31m\r\nc\td\x7f") == "a[2Jb31m\nc\td"
+    assert without_controls("a\x1b[2Jb\x07\x9b31m\r\nc\td\x7f\udc80") == "a[2Jb31m\nc\td"
     assert "\x1b]0;" not in shown(["title \x1b]0;evil\x07 end"]).getvalue()
 
 

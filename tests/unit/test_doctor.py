@@ -321,7 +321,7 @@ class TestDrive:
     def test_the_innermost_mount_counts_and_of_two_the_last(
         self, make: Make, tmp_path: Path
     ) -> None:
-        spaced = str(tmp_path / "a b").replace(" ", "\\040")
+        spaced = str(tmp_path / "à b").replace(" ", "\\040")
         mounts = "".join(
             f"1 1 {device} / {point} rw - ext4 {source} rw\n"
             for device, point, source in [
@@ -329,11 +329,11 @@ class TestDrive:
                 ("8:2", spaced, "/dev/sdb1"),
                 ("8:3", spaced, "/dev/sdc1"),
                 ("8:4", tmp_path, "/dev/sdd1"),
-                ("8:5", f"{tmp_path}/a", "/dev/sde1"),
+                ("8:5", f"{tmp_path}/à", "/dev/sde1"),
             ]
         )
         system = make({"/proc/self/mountinfo": f"junk\n{mounts}"})
-        inner = tmp_path / "a b"
+        inner = tmp_path / "à b"
         inner.mkdir()
         found = drive.mount_of(system, inner)
         assert found is not None
@@ -543,3 +543,4 @@ class TestChild:
 def test_the_nearest_folder_that_exists(tmp_path: Path) -> None:
     assert existing(tmp_path / "a" / "b") == tmp_path
     assert existing(find_source()) == find_source()
+    assert existing(tmp_path / ("a" * 300)) == tmp_path  # no stat of it, as in a hidden folder
