@@ -1,0 +1,45 @@
+"""The file that reads are measured on, and what is left of it."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from localmoe.bench.read_rates import measure_reads, scratch_file
+from localmoe.errors import SettingsError
+
+NBYTES = 1 << 20
+
+
+def test_it_has_no_holes_and_cannot_be_made_shorter(tmp_path: Path) -> None:
+    with scratch_file(tmp_path, NBYTES) as path:
+        content = path.read_bytes()
+        assert len(content) == NBYTES
+        assert len(zlib.compress(content)) >= NBYTES
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_it_is_gone_after_an_interruption(tmp_path: Path) -> None:
+    def interrupt(stage: str, done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), scratch_file(tmp_path, NBYTES, interrupt):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_drive_without_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_bavail=10, f_frsize=4096))
+    with pytest.raises(SettingsError, match="--disk"), scratch_file(tmp_path, NBYTES):
+        pass
+
+
+def test_sizes_that_the_file_has_are_read(tmp_path: Path) -> None:
+    with scratch_file(tmp_path, NBYTES) as path:
+        points, _ = measure_reads(path, 0.001, sizes=(1 << 16, 1 << 22), depths=(1, 2))
+    assert [(point.nbytes, point.depth) for point in points] == [(1 << 16, 1), (1 << 16, 2)]
+    assert all(point.bytes_per_second > 0 for point in points)
