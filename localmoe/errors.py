@@ -91,4 +91,11 @@ class ChatError(LocalMoeError):
 
 
 class HubError(LocalMoeError):
-    """A repository cannot be listed or downloaded, or has not what was asked for."""
+    """A repository cannot be listed or downloaded, or has not what was asked for.
+
+    Attribute: `passes`, whether trying again soon may help.
+    """
+
+    def __init__(self, message: str, *, passes: bool = False) -> None:
+        super().__init__(message)
+        self.passes = passes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Annotated
@@ -26,7 +27,9 @@ def model_path(text: str | Path) -> Path:
     from localmoe.weights.hub_cache import find_pulled
 
     found = find_pulled(name)
-    os.utime(found)  # `localmoe list` tells when a model was used last
+    # `localmoe list` tells when a model was used last; a cache that others own does not.
+    with contextlib.suppress(PermissionError):
+        os.utime(found)
     return found
 
 

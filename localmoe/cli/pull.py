@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from typing import Annotated
 
 import typer
@@ -12,6 +11,7 @@ import typer
 from localmoe.cli.progress import progress_bar
 from localmoe.cli.terminal import dim_line
 from localmoe.weights.hub_names import hub_name
+from localmoe.weights.quantized_files import HubFile
 
 HELP = """Download a model from Hugging Face.
 
@@ -43,13 +43,9 @@ def pull(name: Name, as_json: AsJson = False) -> None:
     wanted = hub_name(name)
     listing = look_up(wanted)
     full = f"{listing.repository}:{listing.chosen.name}"
-    if not sys.stderr.isatty():
-        count = len(listing.chosen.files)
-        files = "1 file" if count == 1 else f"{count} files"
-        dim_line(f"pulling {full}: {listing.chosen.nbytes / 1e9:.2f} GB in {files}")
     try:
         with progress_bar() as progress:
-            path = Download(listing, progress).run()
+            path = Download(listing, progress).run(_silent if progress else _say)
     except KeyboardInterrupt:
         dim_line(f"stopped; localmoe pull {full} goes on from here")
         raise
@@ -58,3 +54,12 @@ def pull(name: Name, as_json: AsJson = False) -> None:
         typer.echo(json.dumps(answer))
     else:
         typer.echo(f"{full} is here: localmoe run {full}")
+
+
+def _say(file: HubFile) -> None:
+    """Without a bar: a line for each file."""
+    dim_line(f"{file.path}, {file.nbytes / 1e9:.2f} GB")
+
+
+def _silent(_: HubFile) -> None:
+    """The bar says it."""

@@ -17,7 +17,7 @@ from localmoe.chat.session import ChatSession
 from localmoe.chat.templates import PlainText, Renderer, renderer_for
 from localmoe.cli.answering import show_answer, summary
 from localmoe.cli.demo import demo_model_path
-from localmoe.cli.options import profile_dir
+from localmoe.cli.options import figures_dir, profile_dir
 from localmoe.cli.progress import progress_bar
 from localmoe.cli.request import Request
 from localmoe.cli.run_options import RunOptions
@@ -28,6 +28,7 @@ from localmoe.native.library import library
 
 _DEFAULT_ANSWER_TOKENS = 400
 """For answers that nobody asked for, and for the demonstration model, which may find no end."""
+_MOST_READ_WORKERS = 16
 _DEMO_NOTE = "A small demonstration model. A large one: localmoe run FILE.gguf --memory 8GiB"
 
 _NOT_COMPILED_NOTE = (
@@ -74,6 +75,7 @@ def _check(options: RunOptions) -> None:
 
 @contextmanager
 def _engine(model: Path | None, options: RunOptions, child: DryRunChild) -> Iterator[Engine]:
+    path = model or demo_model_path()
     settings = Settings(
         memory_bytes=options.memory_bytes,
         context_tokens=options.context_tokens,
@@ -83,8 +85,8 @@ def _engine(model: Path | None, options: RunOptions, child: DryRunChild) -> Iter
         threads=options.threads,
         experts_used=options.experts_used,
         mirrors=options.mirrors,
+        read_workers=read_workers(path),
     )
-    path = model or demo_model_path()
     with progress_bar() as progress:
         engine = load(path, settings, progress, child)
     with engine:
@@ -93,6 +95,17 @@ def _engine(model: Path | None, options: RunOptions, child: DryRunChild) -> Iter
         if engine.plan.streams and library() is None:
             dim_line(_NOT_COMPILED_NOTE)
         yield engine
+
+
+def read_workers(model: Path) -> int:
+    """Return how many reads a drive takes at once best, as it was measured; else the default."""
+    try:
+        figures = find_figures(figures_dir(), model)
+    except SettingsError as error:  # they serve speed alone: not worth ending a run
+        dim_line(str(error))
+        return Settings.read_workers
+    depth = figures.best_depth(PART_NBYTES) if figures else None
+    return min(depth, _MOST_READ_WORKERS) if depth else Settings.read_workers
 
 
 def _session(engine: Engine, options: RunOptions) -> ChatSession:

@@ -13,7 +13,7 @@ from localmoe.settings import available_threads
 
 _GUESSED_READ, _GUESSED_MEMORY_PER_CORE, _GUESSED_MEMORY = 3e9, 8e9, 60e9
 _GUESSED_OPERATIONS_PER_CORE = 60e9
-_PART_NBYTES = 1 << 20
+PART_NBYTES = 1 << 20
 """About what a part of an expert takes: reads are of this size."""
 _SPREAD = (0.85, 1.0, 1.15)
 """What a machine varies by from one hour to the next: slow, expected, fast."""
@@ -71,7 +71,7 @@ def _rates(figures: Figures, guessed: Rates) -> Rates:
     }
     memory = figures.memory_bytes_per_second or guessed.memory_bytes_per_second
     return Rates(
-        read_bytes_per_second=figures.read_bytes_per_second(_PART_NBYTES)
+        read_bytes_per_second=figures.read_bytes_per_second(PART_NBYTES)
         or guessed.read_bytes_per_second,
         memory_bytes_per_second=min(memory, *decode.values()) if decode else memory,
         operations_per_second=min(prefill.values(), default=guessed.operations_per_second),

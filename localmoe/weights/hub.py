@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from localmoe.errors import HubError
 from localmoe.weights.hub_names import HubName
 from localmoe.weights.quantized_files import HubFile, Quantized, check_files, choose, quantizations
 
+_COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
 
 
@@ -29,19 +32,33 @@ def look_up(name: HubName) -> Listing:
     """
     from huggingface_hub import HfApi
 
-    with hub_errors(name.repository):
-        info = HfApi().model_info(name.repository, files_metadata=True)
-    files = []
-    for sibling in info.siblings or ():
-        lfs = getattr(sibling, "lfs", None)
-        digest = f"sha256:{lfs.sha256}" if lfs else f"blob:{sibling.blob_id}"
-        nbytes = (lfs.size if lfs else sibling.size) or 0
-        files.append(HubFile(str(sibling.rfilename), int(nbytes), digest))
+    try:
+        with hub_errors(name.repository):
+            info = HfApi().model_info(name.repository, files_metadata=True)
+        files = [_file(sibling) for sibling in info.siblings or ()]
+        commit = info.sha
+        if not isinstance(commit, str) or not _COMMIT.fullmatch(commit):
+            raise ValueError(f"{commit!r} is no commit")
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise HubError(
+            f"the hub's answer on {name.repository} cannot be understood ({error}). Check "
+            "HF_ENDPOINT and any proxy, then try again"
+        ) from error
     check_files(name.repository, files)
-    if not isinstance(info.sha, str) or not info.sha.isalnum():
-        raise HubError(f"the hub names no commit of {name.repository}: try again later")
     found = quantizations(files)
-    return Listing(name.repository, info.sha, choose(name.repository, found, name.quantization))
+    return Listing(name.repository, commit, choose(name.repository, found, name.quantization))
+
+
+def _file(sibling: Any) -> HubFile:
+    """Check one entry of the listing. Raises ValueError, TypeError, KeyError, AttributeError."""
+    lfs = sibling.lfs
+    digest, nbytes = (lfs.sha256, lfs.size) if lfs else (sibling.blob_id, sibling.size)
+    length = 64 if lfs else 40
+    if not isinstance(digest, str) or not re.fullmatch(rf"[0-9a-f]{{{length}}}", digest):
+        raise ValueError(f"{sibling.rfilename!r} has no checksum")
+    if isinstance(nbytes, bool) or not isinstance(nbytes, int):
+        raise TypeError(f"{sibling.rfilename!r} has no length")
+    return HubFile(str(sibling.rfilename), nbytes, f"{'sha256' if lfs else 'blob'}:{digest}")
 
 
 @contextmanager
@@ -67,13 +84,16 @@ def hub_errors(what: str) -> Iterator[None]:
         if status in (401, 403):
             raise HubError(f"the hub does not let us read {what}: {LOGIN}") from error
         said = f"it answered {status}" if status else "it did not answer"
-        raise HubError(f"the hub cannot give {what} now ({said}): try again later") from error
+        raise HubError(
+            f"the hub cannot give {what} now ({said}): try again later",
+            passes=status == 429 or status >= 500,
+        ) from error
     except OSError as error:  # no network, no name, a broken connection; httpx's errors among them
-        raise HubError(f"cannot reach the hub for {what}: {_reason(error)}") from error
+        raise HubError(f"cannot reach the hub for {what}: {_reason(error)}", passes=True) from error
     except Exception as error:
         if type(error).__module__.partition(".")[0] not in ("httpx", "httpx2", "httpcore"):
             raise
-        raise HubError(f"cannot reach the hub for {what}: {_reason(error)}") from error
+        raise HubError(f"cannot reach the hub for {what}: {_reason(error)}", passes=True) from error
 
 
 def _reason(error: BaseException) -> str:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from localmoe.errors import HubError, ModelNotFoundError
-from localmoe.weights.hub_download import PARTIAL
 from localmoe.weights.hub_names import HubName
+from localmoe.weights.pull_note import PARTIAL, PullNote, digest_of, read_notes
 from localmoe.weights.quantized_files import HubFile, Quantized, choose, quantizations
 
 
@@ -32,10 +32,28 @@ class PulledModel:
         return self.path is not None
 
 
+@dataclass(frozen=True)
+class _Found:
+    """A model in a revision of a repository."""
+
+    revision: Any
+    model: Quantized
+
+    @property
+    def path(self) -> Path:
+        return Path(self.revision.snapshot_path) / self.model.files[0].path
+
+
 def pulled_models() -> list[PulledModel]:
-    """Return all models in the cache, in the order of their names."""
-    whole = (model for repository in _repositories() for model in _models(repository))
-    return sorted((*whole, *_partial_models()), key=lambda model: model.name.lower())
+    """Return all models in the cache, in the order of their names. Raises HubError."""
+    models = []
+    for repository in _repositories():
+        for name, found in _models(repository).items():
+            full = f"{repository.repo_id}:{name}"
+            models.append(PulledModel(full, found.path, found.model.nbytes, _last_used(found)))
+    complete = {model.name for model in models}
+    models += [model for model in _incomplete() if model.name not in complete]
+    return sorted(models, key=lambda model: model.name.lower())
 
 
 def find_pulled(name: HubName) -> Path:
@@ -45,11 +63,10 @@ def find_pulled(name: HubName) -> Path:
     """
     for repository in _repositories():
         if repository.repo_id.lower() == name.repository.lower():
-            revision = _newest(repository)
-            found = quantizations(_files(revision)) if revision else {}
-            if found and (name.quantization is None or _has(found, name.quantization)):
-                chosen = choose(name.repository, found, name.quantization)
-                return Path(revision.snapshot_path) / chosen.files[0].path
+            found = _models(repository)
+            models = {label: one.model for label, one in found.items()}
+            if models and (name.quantization is None or _has(models, name.quantization)):
+                return found[choose(name.repository, models, name.quantization).name].path
     raise ModelNotFoundError(f"{name} is not on this machine. Get it with: localmoe pull {name}")
 
 
@@ -58,54 +75,53 @@ def remove_pulled(name: HubName) -> int:
 
     What another revision or quantization uses stays. Raises ModelNotFoundError, HubError, OSError.
     """
-    freed = _remove_partial(name)
-    repository = next(
-        (r for r in _repositories() if r.repo_id.lower() == name.repository.lower()), None
-    )
-    if repository is not None:
-        freed += _remove_files(repository, name, missing_ok=freed > 0)
-        if not any(Path(repository.repo_path, "blobs").glob("*")):
-            shutil.rmtree(repository.repo_path)
-    elif not freed:
+    folder = _folder(name)
+    blobs = folder / "blobs"
+    notes = [note for note in read_notes(folder) if _is_meant(note, name)]
+    pointers, gone = _pointers(name, {file.path for note in notes for file in note.files})
+    gone |= {blobs / digest_of(file) for note in notes for file in note.files}
+    if not pointers and not notes:
         raise ModelNotFoundError(f"{name} is not on this machine: localmoe list shows what is")
+    for pointer in pointers:
+        pointer.unlink()
+    used = {path.resolve() for path in (folder / "snapshots").rglob("*") if path.is_symlink()}
+    freed = sum(_unlink(blob) for blob in gone if blob.resolve() not in used)
+    for note in notes:
+        for file in note.files:
+            freed += _unlink(blobs / f"{digest_of(file)}{PARTIAL}")
+        note.remove(folder)
+    if not any(blobs.glob("*")) and not any((folder / "localmoe").glob("*")):
+        shutil.rmtree(folder)
     return freed
 
 
-def _remove_partial(name: HubName) -> int:
-    """Remove what was broken off of a repository; return the bytes that were freed."""
-    from huggingface_hub import constants
-    from huggingface_hub.file_download import repo_folder_name
-
-    folder = repo_folder_name(repo_id=name.repository, repo_type="model")
-    blobs = Path(constants.HF_HUB_CACHE) / folder / "blobs"
-    freed = sum(_unlink(path) for path in blobs.glob(f"*{PARTIAL}*"))
-    if blobs.is_dir() and not any(blobs.iterdir()):
-        shutil.rmtree(blobs.parent)
-    return freed
-
-
-def _remove_files(repository: Any, name: HubName, *, missing_ok: bool) -> int:
-    """Remove the quantization from every revision, then the blobs that nothing names any more."""
-    gone: set[Path] = set()
-    for revision in repository.revisions:
-        found = quantizations(_files(revision))
-        if name.quantization and not _has(found, name.quantization):
+def _pointers(name: HubName, also: set[str]) -> tuple[set[Path], set[Path]]:
+    """Return the names of a model's files in all revisions, and their blobs."""
+    pointers: set[Path] = set()
+    blobs: set[Path] = set()
+    for repository in _repositories():
+        if repository.repo_id.lower() != name.repository.lower():
             continue
-        wanted = [choose(name.repository, found, name.quantization)] if name.quantization else []
-        paths = {file.path for model in wanted or found.values() for file in model.files}
-        for file in revision.files:
-            if _path_in(revision, file) in paths:
-                gone.add(Path(file.blob_path))
-                Path(file.file_path).unlink()
-    used = {
-        Path(file.blob_path)
-        for revision in repository.revisions
-        for file in revision.files
-        if Path(file.file_path).exists()
-    }
-    if not gone and not missing_ok:
-        raise ModelNotFoundError(f"{name} is not on this machine: localmoe list shows what is")
-    return sum(_unlink(blob) for blob in gone - used)
+        for revision in repository.revisions:
+            found = quantizations(_files(revision))
+            wanted = [q for q in found.values() if _is_wanted(q.name, found, name)]
+            paths = {file.path for model in wanted for file in model.files} | also
+            for file in revision.files:
+                if _path_in(revision, file) in paths:
+                    pointers.add(Path(file.file_path))
+                    blobs.add(Path(file.blob_path))
+    return pointers, blobs
+
+
+def _is_wanted(label: str, found: dict[str, Quantized], name: HubName) -> bool:
+    if name.quantization is None:
+        return True
+    return _has(found, name.quantization) and choose("", found, name.quantization).name == label
+
+
+def _is_meant(note: PullNote, name: HubName) -> bool:
+    wanted = (name.quantization or note.quantization).upper()
+    return note.quantization.upper() in (wanted, f"UD-{wanted}")
 
 
 def _unlink(path: Path) -> int:
@@ -114,31 +130,38 @@ def _unlink(path: Path) -> int:
     return nbytes
 
 
-def _models(repository: Any) -> Iterator[PulledModel]:
-    revision = _newest(repository)
-    if revision is not None:
-        for name, model in quantizations(_files(revision)).items():
-            path = Path(revision.snapshot_path) / model.files[0].path
-            yield PulledModel(
-                f"{repository.repo_id}:{name}", path, model.nbytes, _last_used(revision, model)
-            )
+def _models(repository: Any) -> dict[str, _Found]:
+    """Return the whole models of a repository by quantization: of each the newest."""
+    found: dict[str, _Found] = {}
+    newest_first = sorted(
+        repository.revisions, key=lambda r: ("main" in r.refs, r.last_modified), reverse=True
+    )
+    for revision in newest_first:
+        for label, model in quantizations(_files(revision)).items():
+            found.setdefault(label, _Found(revision, model))
+    return found
 
 
-def _partial_models() -> Iterator[PulledModel]:
-    """Yield what was broken off: the library knows nothing of it."""
+def _incomplete() -> Iterator[PulledModel]:
+    """Yield what pulls have begun, by their notes."""
     from huggingface_hub import constants
 
-    for folder in Path(constants.HF_HUB_CACHE).glob("models--*--*"):
-        partial = list((folder / "blobs").glob(f"*{PARTIAL}"))
-        if partial:
-            nbytes = sum(path.stat().st_size for path in partial)
-            last = max(path.stat().st_mtime for path in partial)
-            name = "/".join(folder.name.removeprefix("models--").split("--", 1))
-            yield PulledModel(name, None, nbytes, last)
+    for folder in sorted(Path(constants.HF_HUB_CACHE).glob("models--*--*")):
+        for note in read_notes(folder):
+            names = [digest_of(file) for file in note.files]
+            held = [
+                path
+                for name in names
+                for path in (folder / "blobs" / name, folder / "blobs" / f"{name}{PARTIAL}")
+                if path.exists()
+            ]
+            last = max((path.stat().st_mtime for path in held), default=0.0)
+            yield PulledModel(note.name, None, sum(path.stat().st_size for path in held), last)
 
 
-def _last_used(revision: Any, model: Quantized) -> float:
-    names = {file.path for file in model.files}
+def _last_used(found: _Found) -> float:
+    names = {file.path for file in found.model.files}
+    revision = found.revision
     return max(
         float(file.blob_last_accessed)
         for file in revision.files
@@ -157,10 +180,12 @@ def _repositories() -> list[Any]:
         return []
 
 
-def _newest(repository: Any) -> Any:
-    """Return the revision that `main` was last; else the one that changed last; None: none."""
-    revisions = sorted(repository.revisions, key=lambda r: ("main" in r.refs, r.last_modified))
-    return revisions[-1] if revisions else None
+def _folder(name: HubName) -> Path:
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    folder = repo_folder_name(repo_id=name.repository, repo_type="model")
+    return Path(constants.HF_HUB_CACHE) / folder
 
 
 def _files(revision: Any) -> list[HubFile]:

@@ -21,7 +21,7 @@ _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})")
 _ASIDE = ("mmproj", "imatrix")
 """In names of files that are no model."""
 _LISTED = 24
-_MAX_FILES = 100_000
+_MAX_FILES = 10_000
 _MAX_NBYTES = 1 << 50
 
 
@@ -96,6 +96,8 @@ def _named(groups: Mapping[str, tuple[HubFile, ...]]) -> dict[str, Quantized]:
         label = labels[stem]
         if label is None or list(labels.values()).count(label) > 1:
             label = PurePosixPath(stem).name
+        if label in named:
+            label = stem.replace("/", "-")
         named[label] = Quantized(label, files)
     return named
 

@@ -157,7 +157,7 @@ def test_a_download_that_was_stopped_is_incomplete_and_goes_on(
     assert "Traceback" not in errors
     assert all("partial" in name for name in blobs(home))
     listed = json.loads(localmoe("list", "--json").stdout)["models"]
-    assert [(m["name"], m["complete"]) for m in listed] == [(NAME, False)]
+    assert [(m["name"], m["complete"]) for m in listed] == [(FULL, False)]
     assert "is not on this machine" in error_of(localmoe("run", FULL, "Hello"))
 
     server.repositories[NAME].times_to_break = 0
@@ -185,6 +185,76 @@ def test_wrong_content_is_removed(
     assert [name for name in blobs(home) if not name.endswith(".lock")] == []
 
 
+def test_models_of_several_commits_are_all_there(
+    localmoe: Localmoe, server: HubServer, model: bytes
+) -> None:
+    other = model[:-1] + bytes([model[-1] ^ 1])
+    server.repositories[NAME] = Repository({FILE: model})
+    assert localmoe("pull", FULL).returncode == 0
+    server.repositories[NAME] = Repository({"model-Q4_0.gguf": other}, commit="1" * 40)
+    assert localmoe("pull", f"{NAME}:Q4_0").returncode == 0
+    listed = json.loads(localmoe("list", "--json").stdout)["models"]
+    assert [m["name"] for m in listed] == [f"{NAME}:Q4_0", FULL]
+    assert localmoe("inspect", FULL).returncode == 0
+
+
+def test_what_is_left_of_a_pull_is_listed_and_removed_alone(
+    localmoe: Localmoe, server: HubServer, model: bytes, shards: dict[str, bytes], home: Any
+) -> None:
+    names = [name.replace("qwen3moe", "m-Q4_0") for name in shards]
+    broken = dict(zip(names, shards.values(), strict=True))
+    server.repositories[NAME] = Repository(broken)
+    wrong = Repository({**broken, names[1]: bytes(len(broken[names[1]]))})
+    wrong.sha256 = server.repositories[NAME].sha256  # type: ignore[method-assign]
+    server.repositories[NAME] = wrong
+    assert "arrived with other content" in error_of(localmoe("pull", f"{NAME}:Q4_0"))
+    server.repositories[NAME] = Repository({FILE: model}, breaks_after=4096, times_to_break=99)
+    assert "Check the network" in error_of(localmoe("pull", FULL))
+    listed = json.loads(localmoe("list", "--json").stdout)["models"]
+    assert [(m["name"], m["complete"]) for m in listed] == [(f"{NAME}:Q4_0", False), (FULL, False)]
+    assert f"localmoe pull {FULL} goes on" in localmoe("list").stdout
+    assert localmoe("remove", f"{NAME}:Q4_0", "--yes").returncode == 0
+    listed = json.loads(localmoe("list", "--json").stdout)["models"]
+    assert [m["name"] for m in listed] == [FULL]
+    assert localmoe("remove", NAME, "--yes").returncode == 0
+    assert list(Path(home["HF_HOME"]).glob("hub/models--*")) == []
+
+
+def test_a_file_that_was_there_before_is_compared(
+    localmoe: Localmoe, server: HubServer, model: bytes, home: dict[str, str]
+) -> None:
+    repository = server.repositories[NAME] = Repository({FILE: model})
+    blob = Path(
+        home["HF_HOME"], "hub", "models--some--model-GGUF", "blobs", repository.sha256(FILE)
+    )
+    blob.parent.mkdir(parents=True)
+    blob.write_bytes(bytes(len(model)))
+    assert localmoe("pull", FULL).returncode == 0
+    assert blob.read_bytes() == model
+
+
+def test_a_server_without_ranges_and_a_disk_without_room(
+    localmoe: Localmoe, server: HubServer, model: bytes, home: dict[str, str]
+) -> None:
+    server.repositories[NAME] = Repository(
+        {FILE: model}, ignores_ranges=True, breaks_after=8192, times_to_break=1
+    )
+    assert localmoe("pull", FULL).returncode == 0
+    assert localmoe("remove", FULL, "--yes").returncode == 0
+    limited = f"import resource as r; r.setrlimit(r.RLIMIT_FSIZE, (65536,) * 2); {_MAIN}"
+    done = subprocess.run(
+        [sys.executable, "-c", limited, "pull", FULL],
+        capture_output=True,
+        text=True,
+        env=home,
+        timeout=60,
+    )
+    assert "cannot write into" in error_of(done)
+
+
+_MAIN = "import sys; from localmoe.cli.app import main; main()"
+
+
 @pytest.mark.parametrize(
     ("repository", "said"),
     [
@@ -196,6 +266,18 @@ def test_wrong_content_is_removed(
         (Repository({"../Q8_0.gguf": b"x"}), "not touched"),
         (Repository({FILE: b"x"}, listed_nbytes={FILE: 1 << 55}), "not believed"),
         (Repository({FILE: b"x"}, listed_nbytes={FILE: 1 << 49}), "make room, or set HF_HOME"),
+        (Repository({}, answer=b"<html>a proxy</html>"), "cannot be understood"),
+        (Repository({}, answer=b"[]"), "cannot be understood"),
+        (Repository({}, answer=b'{"id": "a", "sha": 3, "siblings": []}'), "cannot be understood"),
+        (
+            Repository(
+                {},
+                answer=b'{"id":"a/b","sha":"' + b"0" * 40 + b'","siblings":[{"rfilename":'
+                b'"m-Q8_0.gguf","size":"x","blobId":"y"}]}',
+            ),
+            "has no checksum",
+        ),
+        (Repository({FILE: b"x" * 9}, wrong_place=True), "not from byte 0 on"),
         (None, "there is no repository some/model-GGUF on the hub"),
     ],
 )

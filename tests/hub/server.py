@@ -27,6 +27,11 @@ class Repository:
     """Sizes that are listed instead of the true ones."""
     status: int | None = None
     """Every answer has it."""
+    commit: str = COMMIT
+    answer: bytes | None = None
+    """What is said of the repository, instead of the truth."""
+    wrong_place: bool = False
+    """Ranges begin at another byte than asked for."""
 
     def sha256(self, path: str) -> str:
         return hashlib.sha256(self.files[path]).hexdigest()
@@ -101,6 +106,9 @@ class _Handler(BaseHTTPRequestHandler):
         repository = self._repository(name)
         if repository is None:
             return
+        if repository.answer is not None:
+            self._body(repository.answer)
+            return
         siblings = [
             {
                 "rfilename": path,
@@ -110,7 +118,8 @@ class _Handler(BaseHTTPRequestHandler):
             }
             for path, content in repository.files.items()
         ]
-        self._json({"id": name, "modelId": name, "sha": COMMIT, "siblings": siblings, "tags": []})
+        info = {"id": name, "modelId": name, "sha": repository.commit, "siblings": siblings}
+        self._body(json.dumps({**info, "tags": []}).encode())
 
     def _lfs(self, repository: Repository, path: str) -> dict[str, Any]:
         if not path.endswith(".gguf"):
@@ -134,10 +143,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Length", str(end - start))
         self.send_header("ETag", f'"{repository.sha256(path)}"')
-        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("X-Repo-Commit", repository.commit)
         self.send_header("Accept-Ranges", "bytes")
         if status == 206:
-            self.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(content)}")
+            place = start + 1 if repository.wrong_place else start
+            self.send_header("Content-Range", f"bytes {place}-{end - 1}/{len(content)}")
         self.end_headers()
         if with_body:
             self._send(repository, body[start:end])
@@ -150,8 +160,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.sent_nbytes += len(body)
         self.wfile.write(body)
 
-    def _json(self, value: Any) -> None:
-        body = json.dumps(value).encode()
+    def _body(self, body: bytes) -> None:
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))

@@ -11,8 +11,11 @@ import typer
 
 from localmoe.cli.options import cache_dir, profile_dir
 from localmoe.cli.request import DEFAULT_PROMPT, Request, looks_like_model, read_request
+from localmoe.cli.runner import read_workers
 from localmoe.errors import SettingsError
+from localmoe.planning.figures import Figures, ReadPoint, figures_path
 from localmoe.planning.sizes import parse_size
+from localmoe.settings import Settings
 
 
 @pytest.mark.parametrize(
@@ -171,3 +174,21 @@ def test_a_request_that_makes_no_sense_is_wrong_usage(
 ) -> None:
     with pytest.raises(typer.BadParameter, match=reason):
         request_with(monkeypatch, args, stdin)
+
+
+def test_the_engine_keeps_as_many_reads_under_way_as_was_measured_to_be_best(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LOCALMOE_STATE", str(tmp_path))
+    model = tmp_path / "model.gguf"
+    assert read_workers(model) == Settings.read_workers
+    points = tuple(
+        ReadPoint(1 << 20, depth, rate) for depth, rate in ((2, 1e9), (8, 3e9), (16, 3e9))
+    )
+    figures = Figures("cpu", 2, 1 << 30, "2026-01-01T00:00:00", "1", "/", True, reads=points)
+    path = figures_path(tmp_path / "figures", model)
+    figures.write(path)
+    assert read_workers(model) == 8
+    path.write_text("{}")
+    assert read_workers(model) == Settings.read_workers
+    assert "localmoe bench measure" in capsys.readouterr().err

@@ -138,5 +138,5 @@ def test_a_listing_with_impossible_sizes_or_too_much_is_refused() -> None:
     for nbytes in (-1, 1 << 60):
         with pytest.raises(HubError, match="not believed"):
             check_files("a/b", [HubFile("m.gguf", nbytes, "sha256:00")])
-    with pytest.raises(HubError, match="at most 100000"):
+    with pytest.raises(HubError, match="at most 10000 "):
         check_files("a/b", files("m.gguf") * 100_001)
