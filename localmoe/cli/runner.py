@@ -25,6 +25,8 @@ from localmoe.cli.stats_file import check_writable, stats_of, write_stats
 from localmoe.cli.terminal import dim_line
 from localmoe.errors import SettingsError
 from localmoe.native.library import library
+from localmoe.planning.figures import find_figures
+from localmoe.planning.this_machine import PART_NBYTES
 
 _DEFAULT_ANSWER_TOKENS = 400
 """For answers that nobody asked for, and for the demonstration model, which may find no end."""
