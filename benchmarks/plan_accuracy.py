@@ -22,6 +22,7 @@ import numpy as np
 from manifest import SCRATCH, Answer, entry_state, options, record
 from synthetic import Shape, synthetic_model
 
+from localmoe.backends.llama.planned import plan_model, smallest_memory_mib
 from localmoe.bench.predict import PredictRequest, follow_model
 from localmoe.bench.process import run_child
 from localmoe.bench.request import DecodeRequest
@@ -35,7 +36,6 @@ RECORDED_TOKENS, LEFT_OUT_TOKENS = 900, 400
 """Those that are decoded for real come first in the stream: the recording begins behind them."""
 MIB, GIB = 1 << 20, 1 << 30
 SYNTHETIC_MIB = (1536, 3072, 4608, 6144)
-DEMO_SHARES = (0.4, 0.55, 0.7, 0.85)
 CHILD = (sys.executable, "-m", "localmoe.cli.bench_child")
 
 
@@ -115,12 +115,12 @@ def compare(model: Path, budgets_mib: list[int], rounds: int) -> list[Answer]:
 
 
 def demo_budgets(model: Path) -> list[int]:
-    """Return budgets in which the demonstration model holds these shares of its experts."""
-    from localmoe.backends.llama.planned import plan_model
-
-    whole = plan_model(model, Settings(context_tokens=CONTEXT_TOKENS), GIB).slot_plan.plan
-    least = whole.total_bytes - whole.slot_bytes - whole.compute_bytes // 2
-    return [int((least + share * whole.slot_bytes) / MIB) for share in DEMO_SHARES]
+    """Return budgets from the smallest that works to one in which nearly all experts are held."""
+    settings = Settings(context_tokens=CONTEXT_TOKENS)
+    whole = plan_model(model, settings, GIB).slot_plan.plan
+    least = smallest_memory_mib(model, settings) + 6  # processes differ by some MiB
+    most = whole.total_bytes // MIB
+    return [least + (most - least) * step // 4 for step in range(4)]
 
 
 def main() -> None:

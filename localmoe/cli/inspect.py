@@ -140,6 +140,10 @@ def _show_template(console: Console, template: str | None) -> None:
 def _line(row: dict[str, Any]) -> str:
     shape = " x ".join(map(str, row["shape"]))
     return (
-        f"{without_controls(row['tensor']):<40} {shape:<24} {row['type']:<8} {row['tier']:<9}"
+        f"{_one_line(row['tensor']):<40} {shape:<24} {row['type']:<8} {row['tier']:<9}"
         f"{row['nbytes']:>14} bytes at {row['offset']} of file {row['file']}"
     )
+
+
+def _one_line(text: str) -> str:
+    return " ".join(without_controls(text).split())

@@ -73,7 +73,7 @@ def _rates(figures: Figures, guessed: Rates) -> Rates:
     return Rates(
         read_bytes_per_second=figures.read_bytes_per_second(PART_NBYTES)
         or guessed.read_bytes_per_second,
-        memory_bytes_per_second=min(memory, *decode.values()) if decode else memory,
+        memory_bytes_per_second=min([memory, *decode.values()]),
         operations_per_second=min(prefill.values(), default=guessed.operations_per_second),
         layer_seconds=figures.layer_seconds or 0.0,
         decode=decode,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path, PurePosixPath
 
 from localmoe.errors import HubError
@@ -17,13 +18,15 @@ _WINDOW_NBYTES = 64 << 10
 _FIRST_NBYTES, _MOST_NBYTES = 128 << 10, 4 << 20
 """Of a request: the first, and the longest; each is twice as long as the one before."""
 _TIMEOUT_SECONDS = 30.0
+_MOST_SECONDS = 300.0
+"""For one file."""
 
 
 def write_stand_ins(listing: Listing, folder: Path, progress: Progress | None = None) -> Path:
     """Write files with the headers of a remote model, each as long as the real one, and empty.
 
     Returns the first. They take as much room on the disk as their headers, and serve for everything
-    that reads headers alone. Raises HubError, ModelFormatError, UnsupportedModelError, OSError.
+    that reads headers alone. Raises HubError, ModelFormatError, UnsupportedModelError.
     """
     fetched = 0
     paths = []
@@ -31,15 +34,26 @@ def write_stand_ins(listing: Listing, folder: Path, progress: Progress | None = 
         if progress:
             progress("reading headers", done, len(listing.chosen.files))
         path = folder / PurePosixPath(file.path).name
-        with path.open("x+b") as local:
-            local.truncate(file.nbytes)
-            remote = _RemoteFile(listing, file, local.fileno(), MAX_HEADER_NBYTES - fetched)
-            where = f"{listing.repository}/{file.path}"
-            header = parse_header(remote, where, file.nbytes, _WINDOW_NBYTES)
-            remote.fetch(header.data_offset)
-        fetched += remote.fetched_nbytes
+        try:
+            fetched += _write_stand_in(listing, file, path, MAX_HEADER_NBYTES - fetched)
+        except OSError as error:
+            raise HubError(
+                f"cannot keep the header of {file.path}, a file of {file.nbytes} bytes, in "
+                f"{folder}: {error.strerror}"
+            ) from error
         paths.append(path)
     return paths[0]
+
+
+def _write_stand_in(listing: Listing, file: HubFile, path: Path, most_nbytes: int) -> int:
+    """Write one file; return how much of it was fetched."""
+    with path.open("x+b") as local:
+        local.truncate(file.nbytes)
+        remote = _RemoteFile(listing, file, local.fileno(), most_nbytes)
+        where = f"{listing.repository}/{file.path}"
+        header = parse_header(remote, where, file.nbytes, _WINDOW_NBYTES)
+        remote.fetch(header.data_offset)
+    return remote.fetched_nbytes
 
 
 class _RemoteFile:
@@ -50,6 +64,7 @@ class _RemoteFile:
         self._most = most_nbytes
         self._at = 0
         self._step = _FIRST_NBYTES
+        self._deadline = time.monotonic() + _MOST_SECONDS
         self.fetched_nbytes = 0
         """The local file has so many bytes from the start."""
 
@@ -105,6 +120,11 @@ class _RemoteFile:
                 piece += chunk
                 if len(piece) > nbytes:
                     break
+                if time.monotonic() > self._deadline:
+                    raise HubError(
+                        f"the hub sent the header of {self._file.path} too slowly: it was given "
+                        f"{_MOST_SECONDS:.0f} seconds. Try again later"
+                    )
         if len(piece) != nbytes:
             raise HubError(
                 f"the hub sent {len(piece)} bytes of {self._file.path} where {nbytes} were "

@@ -41,6 +41,7 @@ def home(tmp_path: Path, server: HubServer) -> dict[str, str]:
         "HF_HUB_DISABLE_XET": "1",
         "HF_HUB_ETAG_TIMEOUT": "3",
         "LOCALMOE_CACHE": str(tmp_path / "cache"),
+        "TMPDIR": str(tmp_path),
         "LOCALMOE_STATE": str(tmp_path / "state"),
     }
 
@@ -320,7 +321,7 @@ def test_a_header_is_read_without_its_weights(
     planned = localmoe("plan", NAME, "--memory", "1GiB", "--json")
     assert planned.returncode == 0, planned.stderr
     assert json.loads(planned.stdout)["plan"]["experts"] == catalog.n_experts_total
-    assert list(Path(os.environ.get("TMPDIR", "/tmp")).glob("localmoe-headers-*")) == []
+    assert list(tmp_path.glob("localmoe-headers-*")) == []
 
 
 def test_a_hub_that_ignores_ranges_is_not_read_to_the_end(
@@ -328,6 +329,8 @@ def test_a_hub_that_ignores_ranges_is_not_read_to_the_end(
 ) -> None:
     server.repositories[NAME] = Repository({FILE: model}, ignores_ranges=True)
     assert "as a whole only" in error_of(localmoe("inspect", FULL))
+    server.repositories[NAME] = Repository({FILE: model}, listed_nbytes={FILE: 1 << 49})
+    assert "cannot keep the header of" in error_of(localmoe("inspect", FULL))
     server.repositories[NAME] = Repository({FILE: b"no model" * 1000})
     assert "is not a GGUF file" in error_of(localmoe("inspect", FULL))
 
