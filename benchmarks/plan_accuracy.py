@@ -31,8 +31,8 @@ from localmoe.prediction.trace_file import write_trace
 from localmoe.settings import Settings
 
 CONTEXT_TOKENS = 1024
-TOKENS, WARM_UP_TOKENS = 64, 256
-RECORDED_TOKENS, LEFT_OUT_TOKENS = 900, 400
+TOKENS, WARM_UP_TOKENS = 48, 160
+RECORDED_TOKENS, LEFT_OUT_TOKENS = 760, 260
 """Those that are decoded for real come first in the stream: the recording begins behind them."""
 MIB, GIB = 1 << 20, 1 << 30
 SYNTHETIC_MIB = (1536, 3072, 4608, 6144)
