@@ -13,6 +13,7 @@
     │   ├── ContextFullError         no room left for these tokens
     │   └── InterruptedDecodeError   somebody asked the engine to stop
     └── ChatError                a chat template or message cannot be rendered
+        └── ConstraintError          a schema or grammar that no answer can be held to
 
 Each message says what was wanted, what was found and what to do.
 """
@@ -87,3 +88,7 @@ class InterruptedDecodeError(EngineError):
 
 class ChatError(LocalMoeError):
     """A chat template failed or refused the messages."""
+
+
+class ConstraintError(ChatError):
+    """A JSON schema or a grammar that answers cannot be held to."""

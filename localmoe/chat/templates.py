@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, NoReturn, Protocol
+from typing import NoReturn, Protocol
 
 from jinja2.exceptions import SecurityError, TemplateError, TemplateSyntaxError
 
 from localmoe.backends.base import Engine, Tokenizer
 from localmoe.chat.allowance import TemplateLimits
+from localmoe.chat.messages import Message
 from localmoe.chat.template_sandbox import BoundedEnvironment
 from localmoe.errors import ChatError
-
-Role = Literal["system", "user", "assistant"]
 
 CHATML = """\
 {% for message in messages -%}
@@ -24,14 +22,6 @@ CHATML = """\
 
 _MAX_SOURCE_CHARACTERS = 1_000_000
 _MAX_DATE_FORMAT_CHARACTERS = 64
-
-
-@dataclass(frozen=True)
-class Message:
-    """What one side said."""
-
-    role: Role
-    content: str
 
 
 class Renderer(Protocol):

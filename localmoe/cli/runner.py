@@ -13,7 +13,7 @@ from localmoe.backends.base import Engine
 from localmoe.backends.llama.dry_run import DryRunChild
 from localmoe.backends.llama.load import load
 from localmoe.chat.sampling import Sampler, SamplingOptions
-from localmoe.chat.session import ChatSession
+from localmoe.chat.session import AnswerOptions, ChatSession
 from localmoe.chat.templates import PlainText, Renderer, renderer_for
 from localmoe.cli.answering import show_answer, summary
 from localmoe.cli.demo import demo_model_path
@@ -107,7 +107,7 @@ def _session(engine: Engine, options: RunOptions) -> ChatSession:
         renderer,
         sampler=Sampler(sampling),
         system=options.system,
-        max_tokens=options.max_tokens,
+        options=AnswerOptions(options.max_tokens),
     )
 
 

@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fake_engine import IM_START, ByteTokenizer, FakeEngine
+from localmoe.chat.messages import Message
 from localmoe.chat.sampling import Sampler, SamplingOptions
-from localmoe.chat.session import ChatSession
-from localmoe.chat.templates import CHATML, ChatTemplate, Message, PlainText
+from localmoe.chat.session import AnswerOptions, ChatSession
+from localmoe.chat.templates import CHATML, ChatTemplate, PlainText
 from localmoe.errors import ChatError, ContextFullError, ExpertReadError
 
 GREEDY = SamplingOptions(temperature=0)
@@ -23,7 +24,9 @@ def session_of(
 ) -> ChatSession:
     template = ChatTemplate(CHATML, bos_text="<s>")
     sampler = Sampler(GREEDY)
-    return ChatSession(engine, template, sampler=sampler, system=system, max_tokens=max_tokens)
+    return ChatSession(
+        engine, template, sampler=sampler, system=system, options=AnswerOptions(max_tokens)
+    )
 
 
 def say(session: ChatSession, text: str) -> str:
@@ -278,7 +281,7 @@ def test_bos_is_never_doubled(template: str, add_bos: bool, n_bos: int) -> None:
 
 def test_plain_text_is_sent_as_it_is() -> None:
     engine = FakeEngine(tokenizer=ByteTokenizer(add_bos=True), reply=lambda prompt: b"?" * 60)
-    session = ChatSession(engine, PlainText(), sampler=Sampler(GREEDY), max_tokens=2)
+    session = ChatSession(engine, PlainText(), sampler=Sampler(GREEDY), options=AnswerOptions(2))
     say(session, "Once upon")
     assert engine.text.startswith("<s>Once upon?")
 

@@ -9,7 +9,8 @@ import pytest
 
 from fake_engine import ByteTokenizer, FakeEngine
 from localmoe.chat.allowance import TemplateLimits
-from localmoe.chat.templates import ChatTemplate, Message, renderer_for
+from localmoe.chat.messages import Message
+from localmoe.chat.templates import ChatTemplate, renderer_for
 from localmoe.errors import ChatError
 
 TALK = [Message("system", "be nice"), Message("user", "a <b> & 'c'\n")]

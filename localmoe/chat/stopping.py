@@ -1,0 +1,56 @@
+"""Texts that end an answer, found in a stream."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def held_length(text: str, wanted: Sequence[str]) -> int:
+    """Return how many characters at the end of a text may be the beginning of a wanted one."""
+    longest = max(map(len, wanted), default=0)
+    for n in range(min(longest - 1, len(text)), 0, -1):
+        tail = text[-n:]
+        if any(each.startswith(tail) for each in wanted):
+            return n
+    return 0
+
+
+def earliest(text: str, wanted: Sequence[str], start: int = 0) -> tuple[int, str] | None:
+    """Return where the first of the wanted texts begins, and which it is; the longest of several.
+
+    None where there is none.
+    """
+    found = [(text.find(each, start), -len(each), each) for each in wanted]
+    return min(((at, each) for at, _, each in sorted(found) if at >= 0), default=None, key=_place)
+
+
+def _place(found: tuple[int, str]) -> tuple[int, int]:
+    return found[0], -len(found[1])
+
+
+class StopTexts:
+    """Lets text through up to the first stop text; what may begin one waits."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = tuple(stops)
+        self._held = ""
+        self.matched: str | None = None
+        """The stop text that was found; nothing comes after it."""
+
+    def feed(self, text: str) -> str:
+        """Return the text that is certain to be part of the answer."""
+        if not self._stops or self.matched is not None:
+            return "" if self.matched is not None else text
+        text = self._held + text
+        found = earliest(text, self._stops)
+        if found:
+            self._held, self.matched = "", found[1]
+            return text[: found[0]]
+        keep = len(text) - held_length(text, self._stops)
+        self._held = text[keep:]
+        return text[:keep]
+
+    def flush(self) -> str:
+        """Return what waited: the text is over, or something else follows."""
+        held, self._held = self._held, ""
+        return held
