@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+import re
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from localmoe.backends.base import FloatArray, Tokenizer
 from localmoe.chat.request import Grammar, JsonSchema
+from localmoe.chat.schema import schema_text
 from localmoe.errors import ConstraintError, EngineError
 
 if TYPE_CHECKING:
@@ -137,17 +137,19 @@ def compiled(wanted: JsonSchema | Grammar) -> str:
         if wanted.kind == "regex":
             return LLMatcher.grammar_from_regex(wanted.text)
         return LLMatcher.grammar_from_lark(wanted.text)
-    try:
-        text = json.dumps(wanted.schema)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise ConstraintError(f"the JSON schema is not JSON: {error}") from error
+    text = schema_text(wanted.schema)
     _check_length(text, wanted)
     return LLMatcher.grammar_from_json_schema(text)
 
 
-def any_of(texts: Sequence[str]) -> str:
-    """Return a Lark expression for one of several texts."""
-    return " | ".join(map(json.dumps, texts))
+def inline_rules(wanted: JsonSchema | Grammar) -> tuple[str, str]:
+    """Return what is wanted as a term for a larger Lark grammar, and the rules that it needs."""
+    if isinstance(wanted, JsonSchema):
+        return f"%json {schema_text(wanted.schema)}", ""
+    if wanted.kind == "regex":
+        escaped = re.sub(r"(?<!\\)((?:\\\\)*)/", r"\1\\/", wanted.text)
+        return f"/{escaped}/", ""
+    return "answer", re.sub(r"\bstart\b(?=\s*[:\[])", "answer", wanted.text) + "\n"
 
 
 def _check_length(text: str, wanted: JsonSchema | Grammar) -> None:

@@ -1,30 +1,164 @@
-"""How a model's family speaks: its template, its markup of thoughts and of calls of tools."""
+"""How a model speaks: from requests to prompts, from its words to events, and to grammars."""
 
 from __future__ import annotations
 
-from localmoe.backends.base import Engine
+import secrets
+import string
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+from localmoe.backends.base import Engine, Tokenizer
+from localmoe.chat import harmony
+from localmoe.chat.constraint import inline_rules
+from localmoe.chat.family import Family, family_of
+from localmoe.chat.harmony import HarmonyParser
+from localmoe.chat.history import template_messages, template_tools
+from localmoe.chat.messages import Message, ToolCall
 from localmoe.chat.parser import AnswerParser, PlainParser
-from localmoe.chat.request import GenerationRequest, Grammar, JsonSchema
-from localmoe.chat.templates import Renderer, renderer_for
+from localmoe.chat.request import GenerationRequest, Grammar, JsonSchema, Thoughts
+from localmoe.chat.templates import ChatTemplate, Renderer, is_token, renderer_for
+from localmoe.chat.thinking import ThinkingParser
+from localmoe.chat.tool_prompt import told_in_words
+from localmoe.chat.tools.format import CallFormat, quoted
+from localmoe.chat.tools.json_calls import Hermes
+from localmoe.chat.tools.parser import CallParser
+from localmoe.errors import ChatError
+
+_PROBE = "localmoe_probe"
+_ID_LETTERS = string.ascii_letters + string.digits
+
+
+def random_id() -> str:
+    """Return an id for a call, such as call_8fKd0..."""
+    return "call_" + "".join(secrets.choice(_ID_LETTERS) for _ in range(24))
+
+
+def short_id() -> str:
+    """Return an id of nine letters and digits."""
+    return "".join(secrets.choice(_ID_LETTERS) for _ in range(9))
 
 
 class Dialect:
-    """Turns requests into prompts, and what the model says into events."""
+    """One model's template and family."""
 
-    def __init__(self, renderer: Renderer) -> None:
+    def __init__(
+        self,
+        renderer: Renderer,
+        family: Family | None = None,
+        *,
+        new_id: Callable[[], str] | None = None,
+    ) -> None:
+        """Without a family all that the model says is text. `new_id` names calls."""
         self._renderer = renderer
+        self.family = family or Family()
+        self._new_id = new_id or (short_id if self.family.short_ids else random_id)
+
+    @property
+    def can_think(self) -> bool:
+        """Whether the model may think before it answers."""
+        return self.family.is_harmony or self.family.tags is not None
 
     def prompt(self, request: GenerationRequest) -> str:
         """Return the text up to the place where the assistant speaks. Raises ChatError."""
-        return self._renderer.render(request.messages)
+        if not isinstance(self._renderer, ChatTemplate):
+            return self._renderer.render(request.messages)
+        tools = request.offered_tools
+        messages = list(request.messages)
+        if not self._template_has_tools:
+            messages = told_in_words(messages, tools)
+            tools = ()
+        thoughts: Thoughts = request.thoughts or self.family.thoughts
+        values = template_messages(
+            messages, self.family, thoughts, text_arguments=self._wants_text_arguments
+        )
+        return self._renderer.render_values(values, template_tools(tools), self._options(request))
 
     def parser(self, request: GenerationRequest, prompt: str) -> AnswerParser:
         """Return a parser for the answer to a prompt."""
-        return PlainParser()
+        tools = request.offered_tools
+        if self.family.is_harmony:
+            return HarmonyParser(tools, self._new_id)
+        rest = CallParser(self._calls, tools, self._new_id) if tools else PlainParser()
+        tags = self.family.tags
+        if tags is None:
+            return rest
+        return ThinkingParser(tags, rest, begun=prompt.rstrip().endswith(tags.opening))
 
-    def constraint(self, request: GenerationRequest) -> JsonSchema | Grammar | None:
+    def constraint(
+        self, request: GenerationRequest, tokenizer: Tokenizer
+    ) -> JsonSchema | Grammar | None:
         """Return what an answer, or a call of a tool that has to be made, must look like."""
-        return request.response_format
+
+        def marker(text: str) -> str:
+            return _term(text, tokenizer)
+
+        wanted = request.response_format
+        if request.tool_choice not in ("auto", "none"):
+            return self._call_grammar(request, marker)
+        if wanted is None or not self.family.is_harmony:
+            return wanted
+        answer, rules = inline_rules(wanted)
+        final = harmony.final_rules(answer, marker)
+        return Grammar(harmony.start_rules("final", marker) + final + rules)
+
+    def without_thinking(self) -> dict[str, Any]:
+        """Return template options that turn thinking off. Raises ChatError where nothing does."""
+        if self.family.no_thinking is not None:
+            return dict(self.family.no_thinking)
+        if not self.can_think:
+            raise ChatError(
+                "thinking cannot be turned off: this model's template knows of no thoughts"
+            )
+        hint = " (--effort low makes it think less)" if self.family.is_harmony else ""
+        raise ChatError(
+            f"thinking cannot be turned off: this model's template has no switch for it{hint}"
+        )
+
+    def _call_grammar(self, request: GenerationRequest, marker: Callable[[str], str]) -> Grammar:
+        named = request.tool_choice != "required"
+        tools = [t for t in request.tools if not named or t.name == request.tool_choice]
+        rules = harmony.call_rules if self.family.is_harmony else self._calls.grammar
+        names = " | ".join(f"call_{index}" for index in range(len(tools)))
+        text = "".join(rules(tool, index, marker) for index, tool in enumerate(tools))
+        if self.family.is_harmony:
+            return Grammar(harmony.start_rules(names, marker) + text)
+        return Grammar(f"start: {names}\n{text}")
+
+    def _options(self, request: GenerationRequest) -> dict[str, Any]:
+        options = dict(request.template_options)
+        switch = self.family.no_thinking or {}
+        if "enable_thinking" in options and "thinking" in switch:
+            options.setdefault("thinking", options["enable_thinking"])
+        if request.thoughts == "keep":
+            options = {**(self.family.keep_options or {}), **options}
+        return options
+
+    @property
+    def _calls(self) -> CallFormat:
+        return self.family.calls or Hermes()
+
+    @property
+    def _template_has_tools(self) -> bool:
+        return self.family.calls is not None or self.family.is_harmony
+
+    @cached_property
+    def _wants_text_arguments(self) -> bool:
+        """Whether the template wants the arguments of calls as text: it is tried out."""
+        call = ToolCall("call00000", "f", f'{{"{_PROBE}": "{_PROBE}"}}')
+        messages = [
+            Message("user", "a"),
+            Message("assistant", "", tool_calls=(call,)),
+            Message("tool", "b", tool_call_id="call00000", name="f"),
+        ]
+        assert isinstance(self._renderer, ChatTemplate)
+        values = template_messages(messages, self.family, "strip", text_arguments=False)
+        try:
+            shown = self._renderer.render_values(values, None, {})
+        except ChatError:
+            return True
+        # An object that became text by accident shows as Python writes it.
+        return _PROBE not in shown or f"'{_PROBE}'" in shown
 
 
 def dialect_for(engine: Engine) -> tuple[Dialect, str | None]:
@@ -33,4 +167,14 @@ def dialect_for(engine: Engine) -> tuple[Dialect, str | None]:
     Raises ChatError.
     """
     renderer, note = renderer_for(engine)
-    return Dialect(renderer), note
+    has_token = is_token(engine.tokenizer, "<think>")
+    source = renderer.source if isinstance(renderer, ChatTemplate) else ""
+    family = family_of(source, engine.architecture, has_think_token=has_token)
+    return Dialect(renderer, family), note
+
+
+def _term(text: str, tokenizer: Tokenizer) -> str:
+    """Return a term of a Lark grammar for a text: a control token if it is one, else a string."""
+    tokens = tokenizer.encode(text, special=True)
+    is_control = len(tokens) == 1 and not tokenizer.token_bytes(tokens[0])
+    return f"<[{tokens[0]}]>" if is_control else quoted(text)

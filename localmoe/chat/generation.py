@@ -154,7 +154,7 @@ class Generation(Iterator[Piece]):
     def _chosen(self, logits: FloatArray) -> int:
         sampler, constraint = self._prepared.sampler, self._prepared.constraint
         parser = self._prepared.parser
-        if constraint is None or parser.in_reasoning:
+        if constraint is None or not parser.constrainable:
             return sampler.choose(logits)
         if parser.opening is not None:
             token = sampler.choose(logits)

@@ -58,7 +58,7 @@ class Generator:
         parser: AnswerParser = PlainParser()
         if request.prompt is None:
             parser = self.dialect.parser(request, text)
-        wanted = self.dialect.constraint(request)
+        wanted = self.dialect.constraint(request, self.engine.tokenizer)
         constraint = self._constraints.make(wanted) if wanted else None
         sampler = sampler or Sampler(request.sampling)
         prepared = Prepared(request, tokens, parser, sampler, constraint, progress)

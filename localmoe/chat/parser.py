@@ -24,6 +24,11 @@ class AnswerParser(Protocol):
         ...
 
     @property
+    def constrainable(self) -> bool:
+        """Whether a grammar for the answer counts for what comes next."""
+        ...
+
+    @property
     def opening(self) -> str | None:
         """The tag with which thoughts may begin here; None where they cannot."""
         ...
@@ -42,6 +47,7 @@ class PlainParser:
 
     markers: frozenset[str] = frozenset()
     in_reasoning = False
+    constrainable = True
     opening: str | None = None
 
     def feed(self, text: str) -> list[Event]:

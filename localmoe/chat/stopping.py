@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+_MAX_SPACE = 256
+"""As many spaces and newlines wait for what comes after them."""
+
 
 def held_length(text: str, wanted: Sequence[str]) -> int:
     """Return how many characters at the end of a text may be the beginning of a wanted one."""
@@ -26,6 +29,16 @@ def earliest(text: str, wanted: Sequence[str], start: int = 0) -> tuple[int, str
 
 def _place(found: tuple[int, str]) -> tuple[int, int]:
     return found[0], -len(found[1])
+
+
+def trimmed_length(text: str) -> int:
+    """Return the length of a text without the space at its end, of which not too much may wait.
+
+    It waits in the same way however the text was cut into pieces.
+    """
+    length = len(text.rstrip())
+    space = len(text) - length
+    return length + space - space % _MAX_SPACE
 
 
 class StopTexts:

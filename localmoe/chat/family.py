@@ -1,0 +1,125 @@
+"""What a model's family wants, told from its template and its architecture."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from localmoe.chat.request import Thoughts
+from localmoe.chat.thinking import BRACKETS, THINK, ThinkTags
+from localmoe.chat.tools.format import CallFormat
+from localmoe.chat.tools.json_calls import DeepSeek, Hermes, Kimi, Mistral
+from localmoe.chat.tools.llama import Llama
+from localmoe.chat.tools.tag_calls import Dsml, Glm, QwenCoder
+
+Place = Literal["reasoning_content", "reasoning", "thinking", "blocks", "tags"]
+"""Where a template looks for earlier thoughts: a key of the message, a list of blocks in its
+content, or tags in its content."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """How a model was trained to think and to call tools."""
+
+    calls: CallFormat | None = None
+    """None: its template says nothing of tools, or nothing that is known here."""
+    is_harmony: bool = False
+    """gpt-oss's channels, for thoughts and calls."""
+    tags: ThinkTags | None = None
+    place: Place = "tags"
+    thoughts: Thoughts = "strip"
+    """Which earlier thoughts the template is given; it may leave out more."""
+    keep_options: Mapping[str, Any] | None = None
+    """What keeps the template from leaving out thoughts, where something does."""
+    no_thinking: Mapping[str, Any] | None = None
+    """Template variables that turn thinking off; None: nothing does."""
+    short_ids: bool = False
+    """Ids of calls are nine letters and digits."""
+    knows_developer: bool = False
+
+
+# In this order: several templates hold the markup of another family, too.
+_CALLS: tuple[tuple[str, CallFormat], ...] = (
+    ("[TOOL_CALLS] [", Mistral(listed=True)),
+    ("[TOOL_CALLS][", Mistral(listed=True)),
+    ("[TOOL_CALLS]", Mistral()),
+    ("<|tool_call_begin|>", Kimi()),
+    ("｜DSML｜", Dsml()),  # noqa: RUF001
+    ("```json", DeepSeek(fenced=True)),
+    ("<｜tool▁call▁begin｜>", DeepSeek(fenced=False)),  # noqa: RUF001
+    ("<function=", QwenCoder()),
+    ("</arg_key>\n", Glm(lines=True)),
+    ("<arg_key>", Glm()),
+    ("<|python_start|>", Llama()),
+    ("<|python_tag|>", Llama()),
+    ("<|header_start|>", Llama()),
+    ("<tool_call>", Hermes()),
+)
+
+# Templates that look for thoughts decide themselves which of them the model sees: they are given
+# all. This is for those that do not: what the architecture was trained to see between tags.
+_THOUGHTS: dict[str, Thoughts] = {"afmoe": "keep"}
+
+_KEEPERS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("clear_thinking", {"clear_thinking": False}),
+    ("preserve_thinking", {"preserve_thinking": True}),
+    ("drop_thinking", {"drop_thinking": False}),
+)
+_THINKING_SWITCH = re.compile(r"(?<![.\w'\"])thinking\s+is\s|\bif\s+(?:not\s+)?thinking\b")
+_REASONING_KEY = re.compile(r"\.reasoning\b|['\"]reasoning['\"]")
+
+
+def family_of(source: str, architecture: str, *, has_think_token: bool = False) -> Family:
+    """Return the family of a template; `has_think_token`: the vocabulary has <think>."""
+    calls = _calls_of(source)
+    if "<|channel|>" in source:
+        return Family(
+            is_harmony=True, place="thinking", thoughts="keep", knows_developer=True,
+        )  # fmt: skip
+    tags = None
+    if "[THINK]" in source:
+        tags = BRACKETS
+    elif "<think>" in source or "</think>" in source or has_think_token:
+        tags = THINK
+    place = _place_of(source)
+    default = "keep" if place != "tags" else _THOUGHTS.get(architecture, "strip")
+    return Family(
+        calls=calls,
+        tags=tags,
+        place=place,
+        thoughts=default,
+        keep_options=next((options for name, options in _KEEPERS if name in source), None),
+        no_thinking=_switch_of(source),
+        short_ids=isinstance(calls, Mistral),
+        knows_developer="developer" in source,
+    )
+
+
+def _calls_of(source: str) -> CallFormat | None:
+    if "tools" not in source:
+        return None
+    found = (form for mark, form in _CALLS if mark in source and _is_whole(mark, source))
+    return next(found, None)
+
+
+def _is_whole(mark: str, source: str) -> bool:
+    """Whether a mark that others use, too, stands for its family here."""
+    return mark != "```json" or "<｜tool▁call▁begin｜>" in source  # noqa: RUF001
+
+
+def _place_of(source: str) -> Place:
+    if "reasoning_content" in source:
+        return "reasoning_content"
+    if "message.thinking" in source:
+        return "thinking"
+    if "block['thinking']" in source or 'block["thinking"]' in source:
+        return "blocks"
+    return "reasoning" if _REASONING_KEY.search(source) else "tags"
+
+
+def _switch_of(source: str) -> dict[str, Any] | None:
+    if "enable_thinking" in source:
+        return {"enable_thinking": False}
+    return {"thinking": False} if _THINKING_SWITCH.search(source) else None

@@ -1,0 +1,59 @@
+"""Tools for models whose template knows none: told of in words, called as hermes JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+
+from localmoe.chat.messages import Message, Tool, ToolCall
+
+_INTRODUCTION = """\
+You can call tools. Each line below is one of them, as JSON:
+{tools}
+
+To call a tool, answer with nothing but this, the name and the arguments filled in:
+<tool_call>
+{{"name": "...", "arguments": {{...}}}}
+</tool_call>
+The result comes in the next message, between <tool_response> and </tool_response>."""
+
+
+def told_in_words(messages: Sequence[Message], tools: Sequence[Tool]) -> list[Message]:
+    """Return messages of the roles system, user and assistant that say all of it in their text."""
+    turns: list[Message] = [_introduction(tools)] if tools else []
+    for each in messages:
+        if each.role == "tool":
+            text = f"<tool_response>\n{each.content}\n</tool_response>"
+            last = turns[-1] if turns else None
+            if last and last.role == "user" and last.content.endswith("</tool_response>"):
+                turns[-1] = replace(last, content=f"{last.content}\n{text}")
+            else:
+                turns.append(Message("user", text))
+        elif each.tool_calls:
+            parts = [each.content] if each.content else []
+            content = "\n".join(parts + [_call_text(call) for call in each.tool_calls])
+            turns.append(replace(each, content=content, tool_calls=()))
+        else:
+            turns.append(each)
+    return turns
+
+
+def _introduction(tools: Sequence[Tool]) -> Message:
+    lines = (
+        json.dumps(
+            {
+                "name": tool.name,
+                "description": tool.description,
+                "parameters": dict(tool.parameters),
+            },
+            ensure_ascii=False,
+        )
+        for tool in tools
+    )
+    return Message("system", _INTRODUCTION.format(tools="\n".join(lines)))
+
+
+def _call_text(call: ToolCall) -> str:
+    name = json.dumps(call.name, ensure_ascii=False)
+    return f'<tool_call>\n{{"name": {name}, "arguments": {call.arguments or "{}"}}}\n</tool_call>'
