@@ -65,8 +65,8 @@ class Dialect:
             return self._renderer.render(request.messages)
         tools = request.offered_tools
         messages = list(request.messages)
-        if not self._template_has_tools:
-            messages = told_in_words(messages, tools)
+        if not self.family.knows_tools:
+            messages = told_in_words(messages, tools, self.family.calls)
             tools = ()
         thoughts: Thoughts = request.thoughts or self.family.thoughts
         values = template_messages(
@@ -137,10 +137,6 @@ class Dialect:
     @property
     def _calls(self) -> CallFormat:
         return self.family.calls or Hermes()
-
-    @property
-    def _template_has_tools(self) -> bool:
-        return self.family.calls is not None or self.family.is_harmony
 
     @cached_property
     def _wants_text_arguments(self) -> bool:

@@ -24,7 +24,9 @@ class Family:
     """How a model was trained to think and to call tools."""
 
     calls: CallFormat | None = None
-    """None: its template says nothing of tools, or nothing that is known here."""
+    """None: its template shows no syntax that is known here."""
+    knows_tools: bool = False
+    """Whether its template tells the model of tools."""
     is_harmony: bool = False
     """gpt-oss's channels, for thoughts and calls."""
     tags: ThinkTags | None = None
@@ -76,8 +78,12 @@ def family_of(source: str, architecture: str, *, has_think_token: bool = False) 
     calls = _calls_of(source)
     if "<|channel|>" in source:
         return Family(
-            is_harmony=True, place="thinking", thoughts="keep", knows_developer=True,
-        )  # fmt: skip
+            is_harmony=True,
+            knows_tools=True,
+            place="thinking",
+            thoughts="keep",
+            knows_developer=True,
+        )
     tags = None
     if "[THINK]" in source:
         tags = BRACKETS
@@ -87,6 +93,7 @@ def family_of(source: str, architecture: str, *, has_think_token: bool = False) 
     default = "keep" if place != "tags" else _THOUGHTS.get(architecture, "strip")
     return Family(
         calls=calls,
+        knows_tools=calls is not None and re.search(r"\btools\b", source) is not None,
         tags=tags,
         place=place,
         thoughts=default,
@@ -98,8 +105,6 @@ def family_of(source: str, architecture: str, *, has_think_token: bool = False) 
 
 
 def _calls_of(source: str) -> CallFormat | None:
-    if "tools" not in source:
-        return None
     found = (form for mark, form in _CALLS if mark in source and _is_whole(mark, source))
     return next(found, None)
 

@@ -224,6 +224,8 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         sort_keys: bool = False,
     ) -> str:
         # Jinja's own filter escapes HTML; models were trained on JSON as it is.
+        if isinstance(value, Iterator):
+            value = list(self._counted(value))
         self._allowance.take_value(value)
         if indent is not None and indent > 16:
             raise SecurityError("tojson: indent must be at most 16")

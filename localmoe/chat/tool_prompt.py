@@ -1,4 +1,4 @@
-"""Tools for models whose template knows none: told of in words, called as hermes JSON."""
+"""Tools for models whose template does not tell of them: it is done in words."""
 
 from __future__ import annotations
 
@@ -7,21 +7,33 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from localmoe.chat.messages import Message, Tool, ToolCall
+from localmoe.chat.tools.format import CallFormat
+from localmoe.chat.tools.json_calls import DeepSeek
 
 _INTRODUCTION = """\
 You can call tools. Each line below is one of them, as JSON:
 {tools}
 
 To call a tool, answer with nothing but this, the name and the arguments filled in:
+{example}"""
+_HERMES = """\
 <tool_call>
-{{"name": "...", "arguments": {{...}}}}
+{"name": "...", "arguments": {...}}
 </tool_call>
 The result comes in the next message, between <tool_response> and </tool_response>."""
 
 
-def told_in_words(messages: Sequence[Message], tools: Sequence[Tool]) -> list[Message]:
-    """Return messages of the roles system, user and assistant that say all of it in their text."""
-    turns: list[Message] = [_introduction(tools)] if tools else []
+def told_in_words(
+    messages: Sequence[Message], tools: Sequence[Tool], calls: CallFormat | None
+) -> list[Message]:
+    """Return messages that tell of tools, calls and results in their text.
+
+    `calls`: the syntax in which the template can write calls and results, if not tools; None: it
+    knows nothing of them, so they become hermes JSON in messages of the user and the assistant.
+    """
+    turns: list[Message] = [_introduction(tools, calls)] if tools else []
+    if calls is not None:
+        return [*turns, *messages]
     for each in messages:
         if each.role == "tool":
             text = f"<tool_response>\n{each.content}\n</tool_response>"
@@ -39,7 +51,7 @@ def told_in_words(messages: Sequence[Message], tools: Sequence[Tool]) -> list[Me
     return turns
 
 
-def _introduction(tools: Sequence[Tool]) -> Message:
+def _introduction(tools: Sequence[Tool], calls: CallFormat | None) -> Message:
     lines = (
         json.dumps(
             {
@@ -51,7 +63,8 @@ def _introduction(tools: Sequence[Tool]) -> Message:
         )
         for tool in tools
     )
-    return Message("system", _INTRODUCTION.format(tools="\n".join(lines)))
+    example = calls.example if isinstance(calls, DeepSeek) else _HERMES
+    return Message("system", _INTRODUCTION.format(tools="\n".join(lines), example=example))
 
 
 def _call_text(call: ToolCall) -> str:

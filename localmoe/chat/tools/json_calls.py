@@ -84,6 +84,10 @@ class DeepSeek:
     def __init__(self, *, fenced: bool) -> None:
         """`fenced`: the model was trained on the older form; both are read."""
         self._fenced = fenced
+        head = "function" + self.separator + "...\n```json\n" if fenced else "..." + self.separator
+        body = f"{self.openings[0]}{head}{{...}}{chr(10) + '```' if fenced else ''}{self.closing}"
+        self.example = f"{self.silent[0]}{body}{self.silent[1]}"
+        """What a call looks like."""
 
     def scanner(self, opening: str) -> Scanner:
         """Return what finds the closing marker."""
