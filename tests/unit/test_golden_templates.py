@@ -83,11 +83,11 @@ def test_thinking_is_turned_off_or_that_it_cannot_be_is_said(name: str) -> None:
     known = dialect(name)
     if known.family.no_thinking is None:
         with pytest.raises(ChatError, match="cannot be turned off"):
-            known.without_thinking()
+            known.thinking_options(False)
         return
     talk = (Message("user", "Hello!"),)
     on = known.prompt(GenerationRequest(talk, template_options={"enable_thinking": True}))
-    off = known.prompt(GenerationRequest(talk, template_options=known.without_thinking()))
+    off = known.prompt(GenerationRequest(talk, template_options=known.thinking_options(False)))
     assert on != off
     assert not off.rstrip().endswith("<think>")
 
