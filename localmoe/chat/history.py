@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,7 +10,6 @@ from typing import Any
 from localmoe.chat.family import Family
 from localmoe.chat.messages import Message, Role, Tool, ToolCall
 from localmoe.chat.request import Thoughts
-from localmoe.chat.tools.arguments import read_json
 
 
 def template_tools(tools: Sequence[Tool]) -> list[dict[str, Any]] | None:
@@ -125,6 +123,8 @@ def _add_thoughts(values: dict[str, Any], message: Message, family: Family) -> N
 def _call_values(call: ToolCall, family: Family, text_arguments: bool) -> dict[str, Any]:
     arguments: Any = call.arguments
     if not text_arguments:
+        from localmoe.chat.tools.arguments import read_json
+
         try:
             arguments = read_json(call.arguments or "{}")
         except ValueError:
@@ -139,4 +139,6 @@ def _id(number: str, family: Family) -> str:
     is_short = len(number) == 9 and number.isalnum() and number.isascii()
     if not family.short_ids or is_short:
         return number
+    import hashlib
+
     return hashlib.sha256(number.encode(errors="replace")).hexdigest()[:9]

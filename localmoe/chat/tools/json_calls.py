@@ -81,13 +81,9 @@ class DeepSeek:
     closing, separator = "<｜tool▁call▁end｜>", "<｜tool▁sep｜>"  # noqa: RUF001
     markers = frozenset((*openings, *silent, closing, separator))
 
-    def __init__(self, *, fenced: bool) -> None:
+    def __init__(self, *, fenced: bool = False) -> None:
         """`fenced`: the model was trained on the older form; both are read."""
         self._fenced = fenced
-        head = "function" + self.separator + "...\n```json\n" if fenced else "..." + self.separator
-        body = f"{self.openings[0]}{head}{{...}}{chr(10) + '```' if fenced else ''}{self.closing}"
-        self.example = f"{self.silent[0]}{body}{self.silent[1]}"
-        """What a call looks like."""
 
     def scanner(self, opening: str) -> Scanner:
         """Return what finds the closing marker."""
