@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -77,6 +78,8 @@ class Constraints:
             self._vocabulary = LLTokenizer(
                 TokenizerWrapper(words), n_vocab=len(words.tokens), eos_token=words.ends
             )
+            # It has its own copy, and large vocabularies take tens of megabytes.
+            words.tokens.clear()
         return self._vocabulary
 
 
@@ -100,11 +103,6 @@ class Vocabulary:
                 "would go on for ever"
             )
         self.bos_token_id, self.eos_token_id = tokenizer.bos, self.ends[0]
-        special = set(self.special_token_ids)
-        self._by_bytes = {
-            data: token for token, data in enumerate(self.tokens) if token not in special
-        }
-        self._longest = max(map(len, self._by_bytes), default=1)
 
     def __call__(self, text: str | bytes) -> list[int]:
         """Return tokens whose bytes are those of a text."""
@@ -116,16 +114,24 @@ class Vocabulary:
         return self._greedy(data)
 
     def _greedy(self, data: bytes) -> list[int]:
+        """Return the longest token that fits at each place; stop where none does."""
         tokens: list[int] = []
+        longest = max(map(len, self._by_bytes), default=0)
         while data:
-            longest = min(self._longest, len(data))
-            found = (n for n in range(longest, 0, -1) if data[:n] in self._by_bytes)
-            n = next(found, 0)
+            fitting = (
+                n for n in range(min(longest, len(data)), 0, -1) if data[:n] in self._by_bytes
+            )
+            n = next(fitting, 0)
             if not n:
                 return tokens
             tokens.append(self._by_bytes[data[:n]])
             data = data[n:]
         return tokens
+
+    @cached_property
+    def _by_bytes(self) -> dict[bytes, int]:
+        pieces = ((self._tokenizer.token_bytes(i), i) for i in range(self._tokenizer.n_vocab))
+        return {data: token for data, token in pieces if data}
 
 
 def compiled(wanted: JsonSchema | Grammar) -> str:
