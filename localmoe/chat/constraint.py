@@ -63,11 +63,13 @@ class Constraints:
         """Return a constraint. Raises ConstraintError for what cannot be one."""
         from llguidance import LLMatcher
 
-        matcher = LLMatcher(self._read_vocabulary(), compiled(wanted), log_level=0)
+        try:
+            matcher = LLMatcher(self._read_vocabulary(), compiled(wanted), log_level=0)
+        except ValueError as error:
+            # Such as for half of a surrogate pair.
+            raise _refused(wanted, str(error)) from error
         if matcher.is_error():
-            raise ConstraintError(
-                f"the {_kind(wanted)} cannot constrain an answer: {_reason(matcher.get_error())}"
-            )
+            raise _refused(wanted, matcher.get_error())
         return Constraint(matcher)
 
     def _read_vocabulary(self) -> LLTokenizer:
@@ -163,6 +165,10 @@ def _check_length(text: str, wanted: JsonSchema | Grammar) -> None:
         raise ConstraintError(
             f"the {_kind(wanted)} has {len(text)} characters; at most {_MAX_CHARACTERS} are taken"
         )
+
+
+def _refused(wanted: JsonSchema | Grammar, reason: str) -> ConstraintError:
+    return ConstraintError(f"the {_kind(wanted)} cannot constrain an answer: {_reason(reason)}")
 
 
 def _kind(wanted: JsonSchema | Grammar) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 from localmoe.chat.family import Family
 from localmoe.chat.messages import Message, Role, Tool, ToolCall
 from localmoe.chat.request import Thoughts
+from localmoe.errors import ChatError
 
 
 def template_tools(tools: Sequence[Tool]) -> list[dict[str, Any]] | None:
@@ -18,12 +19,21 @@ def template_tools(tools: Sequence[Tool]) -> list[dict[str, Any]] | None:
         {
             "name": tool.name,
             "description": tool.description,
-            "parameters": json.loads(json.dumps(dict(tool.parameters)))
-            or {"type": "object", "properties": {}},
+            "parameters": _copied(tool) or {"type": "object", "properties": {}},
         }
         for tool in tools
     ]
     return [{"type": "function", "function": function} for function in functions] or None
+
+
+def _copied(tool: Tool) -> Any:
+    """Return a tool's schema; a template must not reach the caller's own."""
+    try:
+        return json.loads(json.dumps(dict(tool.parameters)))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ChatError(
+            f"the parameters of the tool {tool.name!r} are not JSON: {error}"
+        ) from error
 
 
 def template_messages(
