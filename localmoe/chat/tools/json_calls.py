@@ -212,14 +212,22 @@ def _failed(error: ValueError, is_over: bool) -> Reading:
 
 def arguments_schema(tool: Tool) -> str:
     """Return the JSON schema of a tool's arguments as text."""
-    return schema_text(tool.parameters)
+    return schema_text(_named_only(tool))
+
+
+def _named_only(tool: Tool) -> dict[str, Any]:
+    """Return a schema that allows no arguments but its own, unless it says so itself."""
+    schema = dict(tool.parameters) or {"type": "object"}
+    if schema.get("properties"):
+        schema.setdefault("additionalProperties", False)
+    return schema
 
 
 def named_schema(tool: Tool, arguments: str = "arguments") -> str:
     """Return the JSON schema of an object with a tool's name and its arguments, as text."""
     properties = {
         "name": {"const": tool.name},
-        arguments: dict(tool.parameters) or {"type": "object"},
+        arguments: _named_only(tool),
     }
     shared = {key: tool.parameters[key] for key in SHARED if key in tool.parameters}
     return schema_text(
