@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 _MAX_CHARACTERS = 1_000_000
 _REASON_CHARACTERS = 300
+_MAX_LEXER_STATES = 50_000
+"""Each takes 1 to 2 KB while an answer goes on."""
 
 
 class Constraint:
@@ -61,13 +63,18 @@ class Constraints:
 
     def make(self, wanted: JsonSchema | Grammar) -> Constraint:
         """Return a constraint. Raises ConstraintError for what cannot be one."""
-        from llguidance import LLMatcher
+        from llguidance import LLMatcher, LLParserLimits
 
+        limits = LLParserLimits(max_lexer_states=_MAX_LEXER_STATES, verbose_errors=False)
         try:
-            matcher = LLMatcher(self._read_vocabulary(), compiled(wanted), log_level=0)
+            vocabulary = self._read_vocabulary()
+            matcher = LLMatcher(vocabulary, compiled(wanted), log_level=0, limits=limits)
         except ValueError as error:
             # Such as for half of a surrogate pair.
             raise _refused(wanted, str(error)) from error
+        # Much of the work is done for the first mask, and refused there, if at all.
+        if not matcher.is_error():
+            matcher.compute_bitmask()
         if matcher.is_error():
             raise _refused(wanted, matcher.get_error())
         return Constraint(matcher)
@@ -178,5 +185,5 @@ def _kind(wanted: JsonSchema | Grammar) -> str:
 
 
 def _reason(text: str) -> str:
-    words = " ".join(text.split())
+    words = " ".join(text.replace("<non-verbose/>", "").split())
     return words if len(words) <= _REASON_CHARACTERS else f"{words[:_REASON_CHARACTERS]}..."

@@ -76,6 +76,7 @@ def test_an_answer_that_fits_is_what_the_model_says() -> None:
         (Grammar(r"(yes|no), [a-c]{2}", "regex"), r"(yes|no), [a-c]{2}"),
         (Grammar('start: "Paris" | "Rome" TAIL\nTAIL: /[!?]/'), r"Paris|Rome[!?]"),
         (JsonSchema({"type": "boolean"}), r"true|false"),
+        (JsonSchema({"type": "number", "multipleOf": 0.25, "maximum": 9}), r"-?\d[\d.]*"),
         (JsonSchema({}), r"\{[^\x00]*\}"),
     ],
 )
@@ -92,6 +93,10 @@ def test_grammars_of_every_kind_are_followed(form: Any, pattern: str) -> None:
         (JsonSchema({"type": "string", "pattern": "("}), "JSON schema cannot constrain"),
         (JsonSchema({"$ref": "#/nowhere"}), "JSON schema cannot constrain"),
         (JsonSchema({"a": object()}), "not JSON"),
+        (JsonSchema({"type": "integer", "multipleOf": 9999991}), "multipleOf"),
+        (JsonSchema({"items": [{"type": "number", "multipleOf": 0.1234567}]}), "multipleOf"),
+        (JsonSchema({"type": "number", "multipleOf": 1e22}), "multipleOf"),
+        (JsonSchema({"$ref": "#"}), "JSON schema cannot constrain"),
         (JsonSchema({"enum": ["x" * 2_000_000]}), "2000"),
         (Grammar('start: "\ud800"'), "grammar cannot constrain"),
         (Grammar("start: ("), "grammar cannot constrain"),
