@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from localmoe.errors import (
     BudgetError,
     ChatError,
+    ConstraintError,
     ContextFullError,
     EngineError,
     EngineVersionError,
@@ -38,6 +39,7 @@ __version__ = "0.1.0"
 __all__ = [
     "BudgetError",
     "ChatError",
+    "ConstraintError",
     "ContextFullError",
     "Engine",
     "EngineError",

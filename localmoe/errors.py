@@ -13,6 +13,7 @@
     │   ├── ContextFullError         no room left for these tokens
     │   └── InterruptedDecodeError   somebody asked the engine to stop
     ├── ChatError                a chat template or message cannot be rendered
+    │   └── ConstraintError          a schema or grammar that no answer can be held to
     └── HubError                 Hugging Face, or the way there, did not give what was asked for
 
 Each message says what was wanted, what was found and what to do.
@@ -88,6 +89,10 @@ class InterruptedDecodeError(EngineError):
 
 class ChatError(LocalMoeError):
     """A chat template failed or refused the messages."""
+
+
+class ConstraintError(ChatError):
+    """A JSON schema or a grammar that answers cannot be held to."""
 
 
 class HubError(LocalMoeError):

@@ -72,6 +72,7 @@ class FakeEngine:
     """0: a dense model."""
     rewind_step: int = 1
     """It can rewind to multiples of this only; 0: to marks and the start only."""
+    architecture: str = "fake"
     chat_template: str | None = None
     generation_defaults: dict[str, float] = field(default_factory=dict)
     before_decode: Callable[[FakeEngine, list[int]], None] = lambda engine, tokens: None

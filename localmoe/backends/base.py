@@ -106,6 +106,11 @@ class Engine(Protocol):
         ...
 
     @property
+    def architecture(self) -> str:
+        """The checkpoint's architecture, as llama.cpp names it: qwen3moe, afmoe, ..."""
+        ...
+
+    @property
     def chat_template(self) -> str | None:
         """The checkpoint's own Jinja template."""
         ...

@@ -1,10 +1,12 @@
-"""One answer while it is being given, and after."""
+"""One answer of a session while it is being given, and after."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
+from collections.abc import Generator as Generates
 from typing import Literal
 
+from localmoe.chat.generation import Generation
 from localmoe.chat.usage import Usage
 
 Finish = Literal["end", "length", "context", "cancelled", "error"]
@@ -17,9 +19,11 @@ class Answer(Iterator[str]):
     The work is done while iterating. All attributes are final once the iteration has ended.
     """
 
-    def __init__(self, start: Callable[[Answer], Generator[str, None, None]]) -> None:
+    def __init__(self, start: Callable[[Answer], Generates[str, None, None]]) -> None:
         self.text = ""
         """What was said so far."""
+        self.reasoning = ""
+        """What was thought so far."""
         self.finish: Finish | None = None
         """Why it ended; None while it goes on."""
         self.usage = Usage()
@@ -33,3 +37,9 @@ class Answer(Iterator[str]):
     def close(self) -> None:
         """Stop here. What was said stays in the conversation. May be called twice."""
         self._pieces.close()
+
+    def take_end(self, generation: Generation) -> None:
+        """Copy why and at what cost the answer ended."""
+        finish = generation.finish
+        self.finish = "end" if finish == "stop" or finish == "tool_calls" else finish
+        self.usage = generation.usage

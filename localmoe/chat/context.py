@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 from localmoe.backends.base import Engine, FloatArray, Logits
+from localmoe.errors import EngineError
 
 _TAIL_TOKENS = 8
 """More than what templates write between the last question and the answer, and then may drop."""
@@ -47,6 +48,25 @@ class Context:
         if keep < len(self._tokens):
             del self._tokens[self._engine.truncate(keep) :]
         return list(tokens[len(self._tokens) :])
+
+    def adopt(self, tokens: Sequence[int], restore: Callable[[], None]) -> None:
+        """Let `restore` fill the engine; `tokens` are what it then holds.
+
+        Raises what `restore` raises, and EngineError where the numbers do not agree; the engine is
+        then emptied, since nobody knows what it holds.
+        """
+        self._tokens.clear()
+        try:
+            restore()
+            if self._engine.position != len(tokens):
+                raise EngineError(
+                    f"a saved context holds {self._engine.position} tokens where {len(tokens)} "
+                    "were expected: it belongs to another conversation"
+                )
+        except BaseException:
+            self._engine.truncate(0)
+            raise
+        self._tokens = list(tokens)
 
     def chunks(self, tokens: Sequence[int]) -> list[list[int]]:
         """Cut tokens into what is decoded at once; `mark` is worth calling before the last piece.

@@ -2,25 +2,38 @@
 
 from __future__ import annotations
 
-import codecs
-import time
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal
+from typing import Any
 
-from localmoe.backends.base import Engine, FloatArray
-from localmoe.chat.answer import Answer, Finish
-from localmoe.chat.context import Context
+from localmoe.backends.base import Engine
+from localmoe.chat.answer import Answer
+from localmoe.chat.dialect import Dialect
+from localmoe.chat.events import Event, ReasoningDelta, TextDelta
+from localmoe.chat.generation import Generation
+from localmoe.chat.generator import Generator as Answers
+from localmoe.chat.messages import Message
+from localmoe.chat.request import GenerationRequest, Grammar, JsonSchema, Thoughts
 from localmoe.chat.sampling import Sampler
-from localmoe.chat.templates import Message, Renderer, special_text
-from localmoe.chat.usage import Phase, Usage
-from localmoe.errors import ChatError, ContextFullError, InterruptedDecodeError
+from localmoe.chat.templates import Renderer
+from localmoe.chat.usage import Usage
 from localmoe.settings import Progress
 
 _LEAST_ANSWER_TOKENS = 256
 """A conversation that leaves less room than this for an answer forgets its oldest turns."""
+
+Listener = Callable[[Event], None]
+
+
+@dataclass(frozen=True)
+class AnswerOptions:
+    """What every answer of a session is asked for with; see `GenerationRequest`."""
+
+    max_tokens: int | None = None
+    response_format: JsonSchema | Grammar | None = None
+    template_options: Mapping[str, Any] = field(default_factory=dict)
+    thoughts: Thoughts | None = None
 
 
 class ChatSession:
@@ -32,23 +45,24 @@ class ChatSession:
     def __init__(
         self,
         engine: Engine,
-        renderer: Renderer,
+        dialect: Dialect | Renderer,
         *,
         sampler: Sampler | None = None,
         system: str | None = None,
-        max_tokens: int | None = None,
+        options: AnswerOptions | None = None,
     ) -> None:
         self.system = system
         """The system message; a change counts from the next question on."""
         self.usage = Usage()
         """All answers so far, added up."""
         self._engine = engine
-        self._renderer = renderer
+        dialect = dialect if isinstance(dialect, Dialect) else Dialect(dialect)
+        self._answers = Answers(engine, dialect)
         self._sampler = sampler or Sampler()
-        self._max_tokens = max_tokens
-        self._context = Context(engine)
+        self._options = options or AnswerOptions()
         self._turns: list[Message] = []
         self._current: Answer | None = None
+        self._generation: Generation | None = None
         self._cancelled = False
 
     @property
@@ -62,152 +76,99 @@ class ChatSession:
             self._current.close()
         self._turns.clear()
 
-    def ask(self, text: str, progress: Progress | None = None) -> Answer:
+    def ask(
+        self, text: str, progress: Progress | None = None, listener: Listener | None = None
+    ) -> Answer:
         """Return the answer to a text; the work is done while iterating over it.
 
-        `progress` hears of the stage "prompt", in tokens. An answer that was cut short stays in the
-        history as far as it was said; one that never started is forgotten with its question.
-        The iteration raises ChatError, ContextFullError, ExpertReadError; the session stays usable.
+        `progress` hears of the stage "prompt", in tokens; `listener` of what is not text: thoughts
+        and notices. An answer that was cut short stays in the history as far as it was said; one
+        that never came, thoughts or not, is forgotten with its question. The iteration raises
+        ChatError, ContextFullError, ExpertReadError; the session stays usable.
         """
         if self._current:
             self._current.close()
-        self._cancelled = False
-        self._current = Answer(partial(self._run, text, progress))
+        self._cancelled, self._generation = False, None
+        self._current = Answer(partial(self._run, text, progress, listener))
         return self._current
 
     def cancel(self) -> None:
         """End the current answer before its next token; safe to call from a signal handler."""
         self._cancelled = True
-        self._engine.interrupt()
+        if self._generation:
+            self._generation.cancel()
 
     def _run(
-        self, text: str, progress: Progress | None, answer: Answer
+        self, text: str, progress: Progress | None, listener: Listener | None, answer: Answer
     ) -> Generator[str, None, None]:
         before = list(self._turns)
+        generation: Generation | None = None
         try:
-            tokens = self._fit(Message("user", text), answer)
-            logits = self._prefill(tokens, answer, progress)
-            if logits is not None:
-                yield from self._speak(logits, answer)
-        except InterruptedDecodeError:
-            answer.finish = "cancelled"
-        except (GeneratorExit, KeyboardInterrupt):
-            answer.finish = "cancelled"
-            raise
-        except BaseException:
-            answer.finish = "error"
-            raise
+            request = self._fit(Message("user", text), answer)
+            generation = self._answers.generate(request, progress, sampler=self._sampler)
+            self._generation = generation
+            if self._cancelled:
+                generation.cancel()
+            yield from self._speak(generation, answer, listener)
         finally:
+            if generation is None:
+                answer.finish = "error"
+            else:
+                generation.close()
+                answer.take_end(generation)
             if answer.text or answer.finish in ("end", "length", "context"):
-                self._turns.append(Message("assistant", answer.text))
+                reasoning = answer.reasoning or None
+                self._turns.append(Message("assistant", answer.text, reasoning))
             else:
                 self._turns = before
             self.usage += answer.usage
 
-    def _fit(self, question: Message, answer: Answer) -> list[int]:
-        """Add a question, forget old turns where there is no room; return the prompt's tokens."""
+    def _speak(
+        self, generation: Generation, answer: Answer, listener: Listener | None
+    ) -> Generator[str, None, None]:
+        for event, _ in generation:
+            answer.usage = generation.usage
+            if isinstance(event, TextDelta):
+                answer.text += event.text
+                yield event.text
+                continue
+            if isinstance(event, ReasoningDelta):
+                answer.reasoning += event.text
+            if listener:
+                listener(event)
+
+    def _fit(self, question: Message, answer: Answer) -> GenerationRequest:
+        """Add a question, forget old turns where there is no room; return the request."""
         size = self._engine.plan.context_tokens
         turns = [*self._turns, question]
-        tokens = self._encode(turns)
-        wanted_room = min(self._max_tokens or size, _LEAST_ANSWER_TOKENS, size // 4)
+        n_tokens = self._n_tokens(turns)
+        wanted_room = min(self._options.max_tokens or size, _LEAST_ANSWER_TOKENS, size // 4)
         dropped = 0
-        if size - len(tokens) < wanted_room:
+        if size - n_tokens < wanted_room:
             # More than is needed now, so that the next turns find their prefix in the context.
-            while len(turns) > 1 and size - len(tokens) < size // 4:
+            while len(turns) > 1 and size - n_tokens < size // 4:
                 del turns[:2]
                 dropped += 1
-                tokens = self._encode(turns)
-        if len(tokens) >= size:
-            raise ContextFullError(
-                f"the prompt has {len(tokens)} tokens and the context {size}, of which the answer "
-                f"needs some: shorten the prompt, or give --context {len(tokens) + 512} or more"
-            )
+                n_tokens = self._n_tokens(turns)
+        request = self._request(turns)
         self._turns = turns
         answer.dropped_turns = dropped
-        return tokens
+        return request
 
-    def _encode(self, turns: list[Message]) -> list[int]:
-        tokenizer = self._engine.tokenizer
-        text = self._renderer.render(self._conversation(turns))
-        tokens = tokenizer.encode(text, special=True)
-        if tokenizer.add_bos and tokenizer.bos is not None:
-            bos_text = special_text(tokenizer, tokenizer.bos)
-            # Most templates write the bos themselves.
-            if not (bos_text and text.startswith(bos_text)):
-                tokens.insert(0, tokenizer.bos)
-        if not tokens:
-            raise ChatError("the prompt is empty: give it at least one word")
-        return tokens
+    def _n_tokens(self, turns: list[Message]) -> int:
+        return len(self._answers.encode(self._request(turns)))
+
+    def _request(self, turns: list[Message]) -> GenerationRequest:
+        options = self._options
+        return GenerationRequest(
+            self._conversation(turns),
+            sampling=self._sampler.options,
+            max_tokens=options.max_tokens,
+            response_format=options.response_format,
+            template_options=options.template_options,
+            thoughts=options.thoughts,
+        )
 
     def _conversation(self, turns: list[Message]) -> tuple[Message, ...]:
         system = (Message("system", self.system),) if self.system else ()
         return (*system, *turns)
-
-    def _prefill(
-        self, tokens: list[int], answer: Answer, progress: Progress | None
-    ) -> FloatArray | None:
-        """Bring the context to these tokens; return the last logits [V], None if cancelled."""
-        rest = self._context.rewind_for(tokens)
-        done = 0
-        for chunk in self._context.chunks(rest):
-            if progress:
-                progress("prompt", done, len(rest))
-            if self._cancelled:
-                answer.finish = "cancelled"
-                return None
-            done += len(chunk)
-            is_last = done == len(rest)
-            if is_last:
-                self._context.mark()
-            with self._measured(answer, "prefill"):
-                logits = self._context.decode(chunk, "last" if is_last else "none")
-        if progress:
-            progress("prompt", len(rest), len(rest))
-        last: FloatArray = logits[-1]
-        return last
-
-    def _speak(self, logits: FloatArray, answer: Answer) -> Iterator[str]:
-        """Choose and decode tokens until there is a reason to stop; yield their text."""
-        tokenizer = self._engine.tokenizer
-        # A character may be spread over several tokens.
-        utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        token = self._sampler.choose(logits)
-        while True:
-            if self._cancelled:
-                answer.finish = "cancelled"
-                return
-            is_end = tokenizer.is_end(token)
-            piece = utf8.decode(b"" if is_end else tokenizer.token_bytes(token), final=is_end)
-            if not is_end:
-                answer.usage = replace(answer.usage, answer_tokens=answer.usage.answer_tokens + 1)
-            if piece:
-                answer.text += piece
-                yield piece
-            answer.finish = "end" if is_end else self._reason_to_stop(answer)
-            if answer.finish:
-                return
-            with self._measured(answer, "decode"):
-                token = self._sampler.choose(self._context.decode([token])[-1])
-
-    def _reason_to_stop(self, answer: Answer) -> Finish | None:
-        if self._cancelled:
-            return "cancelled"
-        if self._max_tokens is not None and answer.usage.answer_tokens >= self._max_tokens:
-            return "length"
-        return "context" if self._context.room < 1 else None
-
-    @contextmanager
-    def _measured(self, answer: Answer, phase: Literal["prefill", "decode"]) -> Iterator[None]:
-        """Add the time and the counters of a block to one phase of the answer's usage."""
-        stats, length, start = self._engine.stats(), len(self._context), time.perf_counter()
-        try:
-            yield
-        finally:
-            seconds = time.perf_counter() - start
-            tokens = max(len(self._context) - length, 0)
-            spent = Phase(tokens, seconds, self._engine.stats() - stats)
-            usage = answer.usage
-            if phase == "prefill":
-                answer.usage = replace(usage, prefill=usage.prefill + spent)
-            else:
-                answer.usage = replace(usage, decode=usage.decode + spent)

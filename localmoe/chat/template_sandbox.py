@@ -32,6 +32,7 @@ _REFUSED_FILTERS = (
     *("striptags", "urlencode", "urlize", "wordwrap", "xmlattr"),
 )
 _PADDING_METHODS = frozenset(("center", "ljust", "rjust", "zfill", "expandtabs", "translate"))
+_QUEUE_METHODS = frozenset(("append", "pop"))
 _WIDE = re.compile(r"\d{4,}|\*")
 _MAX_INTEGER_BITS = 4096
 _CALL_STEPS = 20
@@ -64,6 +65,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         )
         self._limits = limits
         self._allowance = Allowance(limits)
+        self._given: frozenset[int] = frozenset()
         self.concat = self._join_pieces  # type: ignore[method-assign]
         self.globals.pop("lipsum")
         for name in _REFUSED_FILTERS:
@@ -73,6 +75,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
                 _EACH: self._each,
                 _CONCAT: self._concat,
                 "format": self._format,
+                "from_json": self._from_json,
                 "indent": self._indent,
                 "join": self._join,
                 "list": self._list,
@@ -95,6 +98,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
     def render(self, template: Template, variables: dict[str, Any]) -> str:
         """Render with a fresh allowance. Raises whatever the template raises."""
         self._allowance = Allowance(self._limits)
+        self._given = _list_ids(variables)
         pieces: list[str] = []
         for piece in template.generate(variables):
             self._allowance.take_characters(len(piece))
@@ -126,9 +130,14 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         return super().call_binop(context, operator, left, right)
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-        """Refuse what Jinja refuses, and methods that pad a text to any length."""
+        """Refuse what Jinja refuses, and methods that pad a text to any length.
+
+        Lists that a template has made itself may grow and shrink by one: some keep a queue.
+        """
         if isinstance(obj, str) and attr in _PADDING_METHODS:
             return False
+        if type(obj) is list and attr in _QUEUE_METHODS and id(obj) not in self._given:
+            return True
         return super().is_safe_attribute(obj, attr, value)
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
@@ -215,6 +224,8 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         sort_keys: bool = False,
     ) -> str:
         # Jinja's own filter escapes HTML; models were trained on JSON as it is.
+        if isinstance(value, Iterator):
+            value = list(self._counted(value))
         self._allowance.take_value(value)
         if indent is not None and indent > 16:
             raise SecurityError("tojson: indent must be at most 16")
@@ -225,6 +236,10 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
             separators=separators,
             sort_keys=sort_keys,
         )
+
+    def _from_json(self, text: str) -> Any:
+        self._allowance.take_characters(_CALL_STEPS * len(text))
+        return json.loads(text)
 
     def _check_replace(self, text: str, old: str, new: str, limit: int = -1) -> None:
         found = str(text).count(old)
@@ -275,3 +290,17 @@ def _bounded_concatenation(node: nodes.Node) -> nodes.Node:
     if isinstance(node, nodes.Concat):
         return _filtered(nodes.List(node.nodes, lineno=node.lineno), _CONCAT)
     return node
+
+
+def _list_ids(value: Any) -> frozenset[int]:
+    """Return the ids of all lists in what a template is given."""
+    seen: set[int] = set()
+    waiting = [value]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, dict):
+            waiting.extend(item.values())
+        elif isinstance(item, list) and id(item) not in seen:
+            seen.add(id(item))
+            waiting.extend(item)
+    return frozenset(seen)

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, NoReturn, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NoReturn, Protocol
 
 from jinja2.exceptions import SecurityError, TemplateError, TemplateSyntaxError
 
 from localmoe.backends.base import Engine, Tokenizer
 from localmoe.chat.allowance import TemplateLimits
+from localmoe.chat.messages import Message
 from localmoe.chat.template_sandbox import BoundedEnvironment
 from localmoe.errors import ChatError
-
-Role = Literal["system", "user", "assistant"]
 
 CHATML = """\
 {% for message in messages -%}
@@ -24,14 +23,6 @@ CHATML = """\
 
 _MAX_SOURCE_CHARACTERS = 1_000_000
 _MAX_DATE_FORMAT_CHARACTERS = 64
-
-
-@dataclass(frozen=True)
-class Message:
-    """What one side said."""
-
-    role: Role
-    content: str
 
 
 class Renderer(Protocol):
@@ -52,8 +43,14 @@ class ChatTemplate:
         bos_text: str = "",
         eos_text: str = "",
         limits: TemplateLimits | None = None,
+        now: Callable[[], datetime.datetime] = datetime.datetime.now,
     ) -> None:
-        """Compile a template. Raises ChatError when it is no valid Jinja."""
+        """Compile a template. Raises ChatError when it is no valid Jinja.
+
+        `now` is the clock of templates that write the date.
+        """
+        self.source = source
+        """The template's text."""
         if len(source) > _MAX_SOURCE_CHARACTERS:
             raise ChatError(
                 f"the model's chat template has {len(source)} characters; at most "
@@ -61,7 +58,7 @@ class ChatTemplate:
             )
         self._environment = BoundedEnvironment(limits or TemplateLimits())
         self._environment.globals["raise_exception"] = _raise_exception
-        self._environment.globals["strftime_now"] = _strftime_now
+        self._environment.globals["strftime_now"] = partial(_strftime, now)
         self._markers = {"bos_token": bos_text, "eos_token": eos_text}
         try:
             self._template = self._environment.load_source(source)
@@ -78,11 +75,24 @@ class ChatTemplate:
 
     def render(self, messages: Sequence[Message]) -> str:
         """Return the text up to the place where the assistant speaks next. Raises ChatError."""
+        return self.render_values([{"role": m.role, "content": m.content} for m in messages])
+
+    def render_values(
+        self,
+        messages: list[dict[str, Any]],
+        tools: list[dict[str, Any]] | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> str:
+        """Render messages and tools as they are, with more variables that the template may know.
+
+        Those never replace the messages, the tools or the markers. Raises ChatError.
+        """
         variables = {
-            "messages": [{"role": each.role, "content": each.content} for each in messages],
-            "add_generation_prompt": True,
-            "tools": None,
             "documents": None,
+            **{str(name): value for name, value in (options or {}).items()},
+            "messages": messages,
+            "add_generation_prompt": True,
+            "tools": tools,
             **self._markers,
         }
         try:
@@ -118,7 +128,7 @@ def renderer_for(engine: Engine) -> tuple[Renderer, str | None]:
     tokenizer = engine.tokenizer
     source, note = engine.chat_template, None
     if source is None:
-        if not all(_is_token(tokenizer, text) for text in ("<|im_start|>", "<|im_end|>")):
+        if not all(is_token(tokenizer, text) for text in ("<|im_start|>", "<|im_end|>")):
             raise ChatError(
                 "the model file has no chat template, and its vocabulary does not have the "
                 "markers of ChatML (<|im_start|>, <|im_end|>). It may not be a chat model: "
@@ -141,7 +151,8 @@ def special_text(tokenizer: Tokenizer, token: int | None) -> str:
     return tokenizer.token_bytes(token, special=True).decode("utf-8", errors="replace")
 
 
-def _is_token(tokenizer: Tokenizer, text: str) -> bool:
+def is_token(tokenizer: Tokenizer, text: str) -> bool:
+    """Whether a text is one token of a vocabulary."""
     tokens = tokenizer.encode(text, special=True)
     return len(tokens) == 1 and special_text(tokenizer, tokens[0]) == text
 
@@ -154,7 +165,7 @@ def _raise_exception(message: str) -> NoReturn:
     raise TemplateError(message)
 
 
-def _strftime_now(date_format: str) -> str:
+def _strftime(now: Callable[[], datetime.datetime], date_format: str) -> str:
     if len(date_format) > _MAX_DATE_FORMAT_CHARACTERS:
         raise SecurityError(f"a date format of more than {_MAX_DATE_FORMAT_CHARACTERS} characters")
-    return datetime.datetime.now().strftime(date_format)
+    return now().strftime(date_format)

@@ -38,13 +38,28 @@ class Usage:
     """One answer, or several added up."""
 
     answer_tokens: int = 0
-    """Tokens said. The first comes from the prefill's logits, each further one from a decode."""
+    """Tokens said, thoughts and calls of tools included. The first comes from the prefill's logits,
+    each further one from a decode."""
     prefill: Phase = field(default_factory=Phase)
     decode: Phase = field(default_factory=Phase)
+    reasoning_tokens: int = 0
+    """Those of `answer_tokens` that were thoughts."""
+    prompt_tokens: int = 0
+    """Tokens of the prompt."""
+    cached_tokens: int = 0
+    """Those of `prompt_tokens` that were in the context already."""
+
+    @property
+    def seconds(self) -> float:
+        """Time that the engine took for all of it."""
+        return self.prefill.seconds + self.decode.seconds
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(
             self.answer_tokens + other.answer_tokens,
             self.prefill + other.prefill,
             self.decode + other.decode,
+            self.reasoning_tokens + other.reasoning_tokens,
+            self.prompt_tokens + other.prompt_tokens,
+            self.cached_tokens + other.cached_tokens,
         )

@@ -15,9 +15,10 @@ import pytest
 import localmoe
 from localmoe.backends.llama.engine import LlamaEngine
 from localmoe.chat.answer import Answer
+from localmoe.chat.messages import Message
 from localmoe.chat.sampling import Sampler, SamplingOptions
-from localmoe.chat.session import ChatSession
-from localmoe.chat.templates import Message, renderer_for
+from localmoe.chat.session import AnswerOptions, ChatSession
+from localmoe.chat.templates import renderer_for
 from localmoe.errors import ExpertReadError
 
 ZooModel = Callable[[str], Path]
@@ -37,7 +38,9 @@ def load(path: Path, slots: int | None) -> LlamaEngine:
 def session_on(engine: LlamaEngine, system: str | None = None) -> ChatSession:
     renderer, _ = renderer_for(engine)
     sampler = Sampler(SamplingOptions(temperature=0))
-    return ChatSession(engine, renderer, sampler=sampler, system=system, max_tokens=ANSWER_TOKENS)
+    return ChatSession(
+        engine, renderer, sampler=sampler, system=system, options=AnswerOptions(ANSWER_TOKENS)
+    )
 
 
 def finished(answer: Answer) -> Answer:
@@ -67,7 +70,7 @@ def said_by_a_fresh_one(session: ChatSession, engine: LlamaEngine, question: str
 
 def prompt_tokens(session: ChatSession) -> int:
     """Return how many tokens the conversation has, without its last answer."""
-    return len(session._encode(list(session._turns[:-1])))
+    return session._n_tokens(list(session._turns[:-1]))
 
 
 def test_g6_a_changed_past_is_read_again(engine: LlamaEngine) -> None:

@@ -10,10 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fake_engine import IM_START, ByteTokenizer, FakeEngine
+from localmoe.chat.dialect import Dialect
+from localmoe.chat.events import Event, ReasoningDelta, merged
+from localmoe.chat.family import family_of
+from localmoe.chat.messages import Message
 from localmoe.chat.sampling import Sampler, SamplingOptions
-from localmoe.chat.session import ChatSession
-from localmoe.chat.templates import CHATML, ChatTemplate, Message, PlainText
+from localmoe.chat.session import AnswerOptions, ChatSession
+from localmoe.chat.templates import CHATML, ChatTemplate, PlainText
 from localmoe.errors import ChatError, ContextFullError, ExpertReadError
+from scripted import MarkupTokenizer, ScriptedEngine
 
 GREEDY = SamplingOptions(temperature=0)
 
@@ -23,7 +28,9 @@ def session_of(
 ) -> ChatSession:
     template = ChatTemplate(CHATML, bos_text="<s>")
     sampler = Sampler(GREEDY)
-    return ChatSession(engine, template, sampler=sampler, system=system, max_tokens=max_tokens)
+    return ChatSession(
+        engine, template, sampler=sampler, system=system, options=AnswerOptions(max_tokens)
+    )
 
 
 def say(session: ChatSession, text: str) -> str:
@@ -278,7 +285,7 @@ def test_bos_is_never_doubled(template: str, add_bos: bool, n_bos: int) -> None:
 
 def test_plain_text_is_sent_as_it_is() -> None:
     engine = FakeEngine(tokenizer=ByteTokenizer(add_bos=True), reply=lambda prompt: b"?" * 60)
-    session = ChatSession(engine, PlainText(), sampler=Sampler(GREEDY), max_tokens=2)
+    session = ChatSession(engine, PlainText(), sampler=Sampler(GREEDY), options=AnswerOptions(2))
     say(session, "Once upon")
     assert engine.text.startswith("<s>Once upon?")
 
@@ -293,6 +300,35 @@ def test_an_engine_that_holds_something_already_starts_afresh() -> None:
     engine = FakeEngine(tokens=[1, 2, 3])
     assert say(session_of(engine), "hi") == "hi"
     assert engine.text.startswith("<|im_start|>user")
+
+
+def test_thoughts_are_heard_of_and_kept_as_the_family_wants() -> None:
+    source = "{% for m in messages %}{{ m.role }}:{{ m.content }}|{% endfor %}<think>"
+    for architecture, kept in (("afmoe", True), ("deepseek2", False)):
+        tokenizer = MarkupTokenizer(("<think>", "</think>"))
+        engine = ScriptedEngine(script=["Hm.</think>Yes.", "No."], tokenizer=tokenizer)
+        dialect = Dialect(ChatTemplate(source), family_of(source, architecture))
+        session = ChatSession(engine, dialect, sampler=Sampler(GREEDY))
+        heard: list[Event] = []
+        answer = session.ask("one", listener=heard.append)
+        assert "".join(answer) == "Yes."
+        assert merged(heard) == [ReasoningDelta("Hm.")]
+        assert (answer.reasoning, answer.usage.reasoning_tokens) == ("Hm.", 4)
+        assert session.history[-1] == Message("assistant", "Yes.", "Hm.")
+        list(session.ask("two"))
+        assert ("Hm." in engine.prompts[1]) == kept
+
+
+def test_an_answer_cancelled_in_its_thoughts_is_forgotten_with_its_question() -> None:
+    source = "{% for m in messages %}{{ m.role }}:{{ m.content }}|{% endfor %}<think>"
+    engine = ScriptedEngine(script=["Hm, hm, hm.</think>Yes.", "</think>No."])
+    dialect = Dialect(ChatTemplate(source), family_of(source, "afmoe"))
+    session = ChatSession(engine, dialect, sampler=Sampler(GREEDY))
+    answer = session.ask("one", listener=lambda event: session.cancel())
+    assert list(answer) == []
+    assert (answer.reasoning, answer.finish) == ("H", "cancelled")
+    assert session.history == ()
+    assert say(session, "two") == "No."
 
 
 ACTIONS = st.one_of(

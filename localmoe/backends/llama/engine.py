@@ -96,6 +96,11 @@ class LlamaEngine(Closing):
         self._load_seconds = seconds
 
     @property
+    def architecture(self) -> str:
+        """The checkpoint's architecture."""
+        return self._catalog.architecture
+
+    @property
     def chat_template(self) -> str | None:
         """The checkpoint's own Jinja template."""
         template = self._catalog.metadata.get("tokenizer.chat_template")
