@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,11 +23,11 @@ from localmoe.backends.llama.streaming import Streaming
 from localmoe.backends.llama.tokenizer import LlamaTokenizer
 from localmoe.cache.expert_cache import ExpertCache
 from localmoe.cache.slots import SlotPool
-from localmoe.cache.stats import CacheStats
+from localmoe.cache.stats import CacheStats, ExpertWatch
 from localmoe.closing import Closing
 from localmoe.errors import ContextFullError, EngineError, InterruptedDecodeError
 from localmoe.planning.plan import MemoryPlan
-from localmoe.weights.catalog import Catalog
+from localmoe.weights.catalog import Catalog, ExpertKey
 
 _WATCHED_TOKENS = 64
 _ABORTED = 2  # what llama_decode returns then
@@ -68,8 +68,7 @@ class LlamaEngine(Closing):
         self._tokens: list[int] = []
         self._interrupted = False
         self._abort = L.ggml_abort_callback(lambda _: self._interrupted)
-        self._decoded, self._seconds = 0, 0.0
-        self._load_seconds = 0.0
+        self._decoded, self._seconds, self._load_seconds = 0, 0.0, 0.0
 
     @property
     def catalog(self) -> Catalog:
@@ -174,6 +173,10 @@ class LlamaEngine(Closing):
             raise EngineError("every expert is in memory: nobody is told of routings then")
         self._streaming.callback.watch(watch)
 
+    def watch_experts(self, watch: ExpertWatch | None) -> Collection[ExpertKey] | None:
+        """Have requests for experts told; see `backends.base.WatchedEngine`."""
+        return self._streaming.cache.occupancy.watch(watch) if self._streaming else None
+
     def compiled_counts(self) -> Counts | None:
         """Return what the compiled callback did so far; None where there is none."""
         return self._streaming.callback.counts() if self._streaming else None
@@ -244,8 +247,7 @@ class LlamaEngine(Closing):
         self._source.close()
 
     def _share_cores(self) -> None:
-        sharing = self._sharing
-        if sharing and self._streaming:
+        if (sharing := self._sharing) and self._streaming:
             L.llama_set_n_threads(self._context, sharing.n_threads, sharing.most)
             fewer = sharing.n_threads if sharing.n_threads < sharing.most else None
             self._streaming.callback.share_cores(fewer, alone=sharing.alone)
