@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -73,6 +74,7 @@ TALK = (
 )
 
 
+@functools.cache
 def dialect(name: str) -> Dialect:
     """Return the dialect of a case, on a certain day."""
     case = CASES[name]
@@ -83,16 +85,16 @@ def dialect(name: str) -> Dialect:
     return Dialect(template, family_of(source, case.architecture))
 
 
-def request(name: str, *, thoughts: bool = True, **more: Any) -> GenerationRequest:
+def request(name: str, *, kept: bool = True, **more: Any) -> GenerationRequest:
     """Return the conversation, with or without what the assistant thought."""
-    talk = TALK if thoughts else tuple(replace(each, reasoning=None) for each in TALK)
+    talk = TALK if kept else tuple(replace(each, reasoning=None) for each in TALK)
     more.setdefault("template_options", CASES[name].options)
     return GenerationRequest(talk, tools=(WEATHER,), **more)
 
 
 def rendering(name: str, *, thoughts: bool) -> str:
     """Return the prompt of a case."""
-    return dialect(name).prompt(request(name, thoughts=thoughts))
+    return dialect(name).prompt(request(name, kept=thoughts))
 
 
 def golden_file(name: str, *, thoughts: bool) -> Path:

@@ -93,6 +93,8 @@ class ScriptedEngine(FakeEngine):
         else:
             self._n_said += 1
         row = np.linspace(1, 0, self.tokenizer.n_vocab, dtype=np.float32)
+        # Where something else has to be said, it is brief.
+        row[list(b'"}')] = 10, 9
         ended = self._n_said >= len(self._answer)
         row[IM_END if ended else self._answer[self._n_said]] = 20
         return np.repeat(row[None], len(tokens) if logits == "all" else 1, axis=0)

@@ -102,18 +102,33 @@ class Dialect:
         final = harmony.final_rules(answer, marker)
         return Grammar(harmony.start_rules("final", marker) + final + rules)
 
-    def without_thinking(self) -> dict[str, Any]:
-        """Return template options that turn thinking off. Raises ChatError where nothing does."""
-        if self.family.no_thinking is not None:
-            return dict(self.family.no_thinking)
+    def thinking_options(
+        self, thinks: bool | None = None, effort: str | None = None
+    ) -> dict[str, Any]:
+        """Return template options that turn thinking on or off, or say how much of it there is.
+
+        None leaves it to the template. Raises ChatError where the template cannot do it.
+        """
+        options: dict[str, Any] = {}
+        if thinks is not None:
+            if self.family.no_thinking is None:
+                raise ChatError(
+                    f"thinking cannot be turned {'on' if thinks else 'off'}: this model's template "
+                    + self._why_no_switch
+                )
+            options.update({name: thinks for name in self.family.no_thinking})
+        if effort is not None:
+            if not self.family.knows_effort:
+                raise ChatError("this model's template knows no reasoning effort: drop --effort")
+            options["reasoning_effort"] = effort
+        return options
+
+    @property
+    def _why_no_switch(self) -> str:
         if not self.can_think:
-            raise ChatError(
-                "thinking cannot be turned off: this model's template knows of no thoughts"
-            )
-        hint = " (--effort low makes it think less)" if self.family.is_harmony else ""
-        raise ChatError(
-            f"thinking cannot be turned off: this model's template has no switch for it{hint}"
-        )
+            return "knows of no thoughts"
+        less = "; --effort low makes it think less" if self.family.knows_effort else ""
+        return f"has no switch for it{less}"
 
     def _call_grammar(self, request: GenerationRequest, marker: Callable[[str], str]) -> Grammar:
         named = request.tool_choice != "required"

@@ -37,6 +37,8 @@ class Family:
     """What keeps the template from leaving out thoughts, where something does."""
     no_thinking: Mapping[str, Any] | None = None
     """Template variables that turn thinking off; None: nothing does."""
+    knows_effort: bool = False
+    """Whether its template has a reasoning_effort."""
     short_ids: bool = False
     """Ids of calls are nine letters and digits."""
     knows_developer: bool = False
@@ -48,6 +50,7 @@ _CALLS: tuple[tuple[str, CallFormat], ...] = (
     ("[TOOL_CALLS][", Mistral(listed=True)),
     ("[TOOL_CALLS]", Mistral()),
     ("<|tool_call_begin|>", Kimi()),
+    ("function_calls>", Dsml("function_calls")),
     ("｜DSML｜", Dsml()),  # noqa: RUF001
     ("```json", DeepSeek(fenced=True)),
     ("<｜tool▁call▁begin｜>", DeepSeek(fenced=False)),  # noqa: RUF001
@@ -82,6 +85,7 @@ def family_of(source: str, architecture: str, *, has_think_token: bool = False) 
             knows_tools=True,
             place="thinking",
             thoughts="keep",
+            knows_effort="reasoning_effort" in source,
             knows_developer=True,
         )
     tags = None
@@ -99,6 +103,7 @@ def family_of(source: str, architecture: str, *, has_think_token: bool = False) 
         thoughts=default,
         keep_options=next((options for name, options in _KEEPERS if name in source), None),
         no_thinking=_switch_of(source),
+        knows_effort="reasoning_effort" in source,
         short_ids=isinstance(calls, Mistral),
         knows_developer="developer" in source,
     )
@@ -111,6 +116,8 @@ def _calls_of(source: str) -> CallFormat | None:
 
 def _is_whole(mark: str, source: str) -> bool:
     """Whether a mark that others use, too, stands for its family here."""
+    if mark == "function_calls>":
+        return "｜DSML｜" in source  # noqa: RUF001
     return mark != "```json" or "<｜tool▁call▁begin｜>" in source  # noqa: RUF001
 
 

@@ -55,10 +55,13 @@ class StopTexts:
         if not self._stops or self.matched is not None:
             return "" if self.matched is not None else text
         text = self._held + text
-        found = earliest(text, self._stops)
-        if found:
-            self._held, self.matched = "", found[1]
-            return text[: found[0]]
+        places = ((text.find(stop), stop) for stop in self._stops)
+        # The first to be complete, as if each character came alone.
+        ends = [(at + len(stop), at, stop) for at, stop in places if at >= 0]
+        if ends:
+            _, at, self.matched = min(ends)
+            self._held = ""
+            return text[:at]
         keep = len(text) - held_length(text, self._stops)
         self._held = text[keep:]
         return text[:keep]

@@ -93,18 +93,18 @@ class ThinkingParser:
     def _begin(self, text: str) -> str:
         """Look for the opening tag; return what is left to be read."""
         tag, stripped = self._tags.opening, text.lstrip()
-        if stripped.startswith(tag):
+        is_begun = self._state == "begun"
+        if not is_begun and len(text) - len(stripped) > _MAX_SPACE:
+            self._state = "outside"
+        elif stripped.startswith(tag):
             self._state = "begun"
             return stripped[len(tag) :]
-        is_space = len(text) <= _MAX_SPACE
-        if is_space and tag.startswith(stripped):
-            self._text = text
+        elif tag.startswith(stripped):
+            self._text = stripped if is_begun else text
             return ""
-        if self._state == "begun":
-            self._state = "inside"
-            return stripped
-        self._state = "outside"
-        return text
+        else:
+            self._state = "inside" if is_begun else "outside"
+        return stripped if is_begun else text
 
     def _think(self, text: str, events: list[Event]) -> str:
         """Tell of thoughts; return what follows them."""

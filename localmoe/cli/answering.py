@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from localmoe.backends.base import Engine
 from localmoe.chat.answer import Answer, Finish
+from localmoe.chat.events import Event, Notice, ReasoningDelta
 from localmoe.chat.session import ChatSession
 from localmoe.cli.interrupts import Interrupts
 from localmoe.cli.render import AnswerView
 from localmoe.cli.stats_file import status_line
-from localmoe.cli.terminal import without_echo
+from localmoe.cli.terminal import dim_line, without_echo
 
 _NOTES: dict[Finish, str] = {
     "length": "stopped at --max-tokens",
@@ -22,13 +23,23 @@ def show_answer(session: ChatSession, question: str, view: AnswerView) -> tuple[
 
     Raises what `ChatSession.ask` raises.
     """
-    answer = session.ask(question, view.progress)
+    notices: list[str] = []
+
+    def listen(event: Event) -> None:
+        if isinstance(event, ReasoningDelta):
+            view.think(event.text)
+        elif isinstance(event, Notice):
+            notices.append(event.text)
+
+    answer = session.ask(question, view.progress, listen)
     with without_echo(), Interrupts(session.cancel) as interrupts, view:
         try:
             for piece in answer:
                 view.write(piece)
         finally:
             answer.close()
+    for notice in notices:
+        dim_line(notice)
     return answer, interrupts.count
 
 

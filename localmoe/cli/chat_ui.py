@@ -24,12 +24,18 @@ class Chat:
     """Goes on until the person leaves. An error ends an answer, not the chat."""
 
     def __init__(
-        self, session: ChatSession, engine: Engine, editor: LineEditor | None = None
+        self,
+        session: ChatSession,
+        engine: Engine,
+        editor: LineEditor | None = None,
+        *,
+        shows_thoughts: bool = True,
     ) -> None:
         self._session, self._engine = session, engine
         self._editor = editor or LineEditor()
         self._commands = ChatCommands(session, engine)
         self._console = console_for(sys.stdout)
+        self._shows_thoughts = shows_thoughts
 
     def run(self) -> None:
         """Chat. Raises BrokenOffError where the person does not want to wait for the engine."""
@@ -61,7 +67,8 @@ class Chat:
 
     def _answer(self, question: str) -> None:
         try:
-            answer, _ = show_answer(self._session, question, view_for(sys.stdout))
+            view = view_for(sys.stdout, self._shows_thoughts)
+            answer, _ = show_answer(self._session, question, view)
         except LocalMoeError as error:
             error_line(str(error))
             return

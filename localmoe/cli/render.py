@@ -9,6 +9,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.control import Control
 from rich.segment import ControlType, Segment
 from rich.style import Style
+from rich.text import Text
 
 from localmoe.cli.markdown import ChatMarkdown, blocks_of, split_finished
 from localmoe.cli.terminal import console_for, without_controls
@@ -27,37 +28,62 @@ class AnswerView(Protocol):
         """Say how much of the prompt has been read."""
         ...
 
+    def think(self, piece: str) -> None:
+        """Add a piece of the thoughts that come before it."""
+        ...
+
     def write(self, piece: str) -> None:
         """Add a piece of the answer."""
         ...
 
 
-def view_for(stream: TextIO) -> AnswerView:
-    """Return the view that suits a stream."""
+def view_for(stream: TextIO, shows_thoughts: bool | None = None) -> AnswerView:
+    """Return the view that suits a stream; thoughts are shown on terminals, if nobody says else."""
     console = console_for(stream)
-    can_redraw = console.is_terminal and not console.is_dumb_terminal
-    return MarkdownView(console) if can_redraw else PlainView(stream)
+    if console.is_terminal and not console.is_dumb_terminal:
+        return MarkdownView(console, shows_thoughts=shows_thoughts is not False)
+    return PlainView(stream, shows_thoughts=bool(shows_thoughts))
 
 
 class PlainView:
-    """The text itself, piece by piece, with one newline at its end."""
+    """The text itself, piece by piece, with one newline at its end.
 
-    def __init__(self, stream: TextIO) -> None:
+    Thoughts are left out, or stand before the answer between tags.
+    """
+
+    def __init__(self, stream: TextIO, *, shows_thoughts: bool = False) -> None:
         self._stream = stream
         self._ends_line = True
+        self._shows_thoughts, self._thinks = shows_thoughts, False
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._end_thoughts("\n")
         if not self._ends_line:
-            self.write("\n")
+            self._put("\n")
 
     def progress(self, stage: str, done: int, total: int) -> None:
         """Nothing: a pipe holds the answer alone."""
 
+    def think(self, piece: str) -> None:
+        """Add a piece of the thoughts."""
+        if self._shows_thoughts:
+            self._put(piece if self._thinks else f"<think>\n{piece}")
+            self._thinks = True
+
     def write(self, piece: str) -> None:
         """Add a piece of the answer."""
+        self._end_thoughts("\n\n")
+        self._put(piece)
+
+    def _end_thoughts(self, gap: str) -> None:
+        if self._thinks:
+            self._put(f"\n</think>{gap}")
+            self._thinks = False
+
+    def _put(self, piece: str) -> None:
         self._stream.write(piece)
         self._stream.flush()
         self._ends_line = piece.endswith("\n")
@@ -68,12 +94,13 @@ class MarkdownView:
 
     Of an open block that is higher than the screen, its end is shown; it appears whole when it is
     finished. So nothing is cut. Each change is one write, and no thread draws, so nothing flickers
-    and the engine keeps its cores.
+    and the engine keeps its cores. Thoughts are dim text; hidden ones leave a word while they last.
     """
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, *, shows_thoughts: bool = True) -> None:
         self._console = console
-        self._open = ""
+        self._shows_thoughts = shows_thoughts
+        self._open = self._thought = ""
         self._has_printed = False
         self._drawn_lines = 0
         self._next_drawing = 0.0
@@ -83,35 +110,64 @@ class MarkdownView:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._draw(finished=self._open)
+        self._end_thought()
+        self._draw(self._rendered(self._open))
         self._console.show_cursor(True)
 
     def progress(self, stage: str, done: int, total: int) -> None:
         """Say how much of the prompt has been read."""
         if done < total:
-            self._draw(note=f"reading the prompt, {done} of {total} tokens")
+            self._note(f"reading the prompt, {done} of {total} tokens")
+
+    def think(self, piece: str) -> None:
+        """Add a piece of the thoughts; whole lines of them are printed for good."""
+        now = time.monotonic()
+        if not self._shows_thoughts:
+            if now >= self._next_drawing:
+                self._note("thinking")
+                self._next_drawing = now + _SECONDS_BETWEEN_DRAWINGS
+            return
+        lines, newline, self._thought = (self._thought + without_controls(piece)).rpartition("\n")
+        if newline or now >= self._next_drawing:
+            self._draw(
+                (self._dimmed(lines) or [[]]) if newline else [], self._dimmed(self._thought)
+            )
+            self._next_drawing = now + _SECONDS_BETWEEN_DRAWINGS
 
     def write(self, piece: str) -> None:
         """Add a piece of the answer."""
+        self._end_thought()
         self._open += without_controls(piece)
         finished = ""
         if "\n" in piece:
             finished, self._open = split_finished(self._open)
         now = time.monotonic()
         if finished or now >= self._next_drawing:
-            self._draw(finished, live=self._open)
+            lines = self._rendered(finished)
+            self._has_printed = self._has_printed or bool(lines)
+            self._draw(lines, self._rendered(self._open))
             self._next_drawing = now + _SECONDS_BETWEEN_DRAWINGS
 
-    def _draw(self, finished: str = "", live: str = "", note: str = "") -> None:
-        """Replace what was drawn last by finished text, which stays, and by what may change."""
-        lines = self._rendered(finished)
+    def _end_thought(self) -> None:
+        if self._thought:
+            lines, self._thought = self._dimmed(self._thought), ""
+            self._draw(lines)
+
+    def _note(self, text: str) -> None:
+        self._draw([], [[Segment(text, Style(dim=True))]])
+
+    def _draw(self, lines: list[list[Segment]], live: list[list[Segment]] | None = None) -> None:
+        """Replace what was drawn last by finished lines, which stay, and by what may change."""
         self._has_printed = self._has_printed or bool(lines)
         room = max(self._console.height - 2, 1)
-        tail = self._rendered(live)[-room:] or ([[Segment(note, Style(dim=True))]] if note else [])
+        tail = (live or [])[-room:]
         erase = (ControlType.CURSOR_UP, 1), (ControlType.ERASE_IN_LINE, 2)
         frame = _Frame(Control(*erase * self._drawn_lines).segment, lines + tail)
         self._console.print(frame, end="")
         self._drawn_lines = len(tail)
+
+    def _dimmed(self, text: str) -> list[list[Segment]]:
+        return self._console.render_lines(Text(text, style="dim"), pad=False) if text else []
 
     def _rendered(self, text: str) -> list[list[Segment]]:
         """Return the lines of a text, with one empty line before each block but the very first."""

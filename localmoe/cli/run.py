@@ -15,6 +15,8 @@ from localmoe.cli.options import (
 )
 from localmoe.cli.request import read_request
 from localmoe.cli.run_options import (
+    Effort,
+    GrammarFile,
     MaxTokens,
     MinP,
     Model,
@@ -22,12 +24,18 @@ from localmoe.cli.run_options import (
     Prompt,
     Raw,
     RunOptions,
+    SchemaFile,
     Seed,
+    ShowThoughts,
     StatsFile,
     System,
     Temperature,
+    Think,
+    ThoughtOptions,
+    ThoughtsKept,
     TopK,
     TopP,
+    sampling_flags,
 )
 
 HELP = """Answer a prompt, or chat.
@@ -44,6 +52,8 @@ Examples:
   localmoe run big.gguf --memory 8GiB             chat with a large model in 8 GiB
   localmoe run big.gguf --kv-type q8_0            remember the chat in half the memory
   localmoe run big.gguf "Summarize:" < notes.txt  a prompt and a file
+  localmoe run big.gguf --no-think "2 + 2?"       answer without thinking first
+  localmoe run big.gguf --schema s.json "..."     answer with JSON of that form
 """
 
 
@@ -63,6 +73,12 @@ def run(  # noqa: PLR0913 (the command line's options are this function's parame
     threads: Threads = None,
     stats: StatsFile = None,
     raw: Raw = False,
+    think: Think = None,
+    effort: Effort = None,
+    thoughts: ThoughtsKept = None,
+    show_thoughts: ShowThoughts = None,
+    schema: SchemaFile = None,
+    grammar: GrammarFile = None,
     policy: Policies = PolicyKind.NEXT_USE,
     profile: Profile = True,
     experts_used: ExpertsUsed = None,
@@ -80,15 +96,12 @@ def run(  # noqa: PLR0913 (the command line's options are this function's parame
         experts_used=experts_used,
         mirrors=tuple(mirror or ()),
         max_tokens=max_tokens,
-        sampling={
-            "temperature": temperature,
-            "top_k": top_k,
-            "top_p": top_p,
-            "min_p": min_p,
-            "seed": seed,
-        },
+        sampling=sampling_flags(temperature, top_k, top_p, min_p, seed),
         system=system,
         raw=raw,
+        thoughts=ThoughtOptions(think, effort, thoughts, show_thoughts),
+        schema_path=schema,
+        grammar_path=grammar,
         stats_path=stats,
     )
     from localmoe.backends.llama.dry_run import DryRunChild

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -83,6 +84,69 @@ Profile = Annotated[
     ),
 ]
 
+Think = Annotated[
+    bool | None,
+    typer.Option(
+        "--think/--no-think",
+        help="Turn the model's thinking on or off, where its template can. Default: as the "
+        "template has it.",
+        show_default=False,
+    ),
+]
+Effort = Annotated[
+    str | None,
+    typer.Option(
+        metavar="WORD",
+        help="How much to think, where the template knows that: low, medium, high.",
+    ),
+]
+
+
+class ThoughtsKind(StrEnum):
+    """What `chat.request.Thoughts` names."""
+
+    KEEP = "keep"
+    STRIP = "strip"
+    TOOL_LOOP = "tool-loop"
+
+
+ThoughtsKept = Annotated[
+    ThoughtsKind | None,
+    typer.Option(
+        "--thoughts",
+        help="Which of its earlier thoughts the model sees: all, none, or those since the last "
+        "question. Default: what its family was trained for.",
+        show_default=False,
+    ),
+]
+ShowThoughts = Annotated[
+    bool | None,
+    typer.Option(
+        "--show-thoughts/--hide-thoughts",
+        help="Show what the model thinks: dim on a terminal, between <think> and </think> in a "
+        "pipe. Default: on a terminal only.",
+        show_default=False,
+    ),
+]
+SchemaFile = Annotated[
+    Path | None,
+    typer.Option("--schema", metavar="FILE", help="Answer with JSON that this schema allows."),
+]
+GrammarFile = Annotated[
+    Path | None,
+    typer.Option("--grammar", metavar="FILE", help="Answer with what this Lark grammar allows."),
+]
+
+
+@dataclass(frozen=True)
+class ThoughtOptions:
+    """What was told of thoughts; None: not told."""
+
+    thinks: bool | None = None
+    effort: str | None = None
+    kept: ThoughtsKind | None = None
+    shown: bool | None = None
+
 
 @dataclass(frozen=True)
 class RunOptions:
@@ -98,7 +162,27 @@ class RunOptions:
     mirrors: tuple[str, ...] = ()
     max_tokens: int | None = None
     sampling: dict[str, float | None] = field(default_factory=dict)
-    """temperature, top_k, top_p, min_p, seed."""
+    """What `sampling_flags` returns."""
     system: str | None = None
     raw: bool = False
+    thoughts: ThoughtOptions = ThoughtOptions()
+    schema_path: Path | None = None
+    grammar_path: Path | None = None
     stats_path: Path | None = None
+
+
+def sampling_flags(
+    temperature: float | None,
+    top_k: int | None,
+    top_p: float | None,
+    min_p: float | None,
+    seed: int | None,
+) -> dict[str, float | None]:
+    """Return the flags that choose the next token, by name; None: not given."""
+    return {
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "seed": seed,
+    }

@@ -12,15 +12,17 @@ from localmoe import Settings
 from localmoe.backends.base import Engine
 from localmoe.backends.llama.dry_run import DryRunChild
 from localmoe.backends.llama.load import load
+from localmoe.chat.dialect import Dialect, dialect_for
 from localmoe.chat.sampling import Sampler, SamplingOptions
 from localmoe.chat.session import AnswerOptions, ChatSession
-from localmoe.chat.templates import PlainText, Renderer, renderer_for
+from localmoe.chat.templates import PlainText
+from localmoe.cli.answer_form import read_form
 from localmoe.cli.answering import show_answer, summary
 from localmoe.cli.demo import demo_model_path
 from localmoe.cli.options import profile_dir
 from localmoe.cli.progress import progress_bar
 from localmoe.cli.request import Request
-from localmoe.cli.run_options import RunOptions
+from localmoe.cli.run_options import RunOptions, ThoughtOptions
 from localmoe.cli.stats_file import check_writable, stats_of, write_stats
 from localmoe.cli.terminal import dim_line
 from localmoe.errors import SettingsError
@@ -51,11 +53,11 @@ def execute(request: Request, options: RunOptions, child: DryRunChild) -> None:
             if request.prompt is None:
                 from localmoe.cli.chat_ui import Chat  # takes its time, and is needed now
 
-                Chat(session, engine).run()
+                Chat(session, engine, shows_thoughts=options.thoughts.shown is not False).run()
             else:
                 if request.asks_default:
                     dim_line(f"No prompt was given, so this is asked: {request.prompt}")
-                _answer_once(session, engine, request.prompt)
+                _answer_once(session, engine, request.prompt, options.thoughts.shown)
         finally:
             if options.stats_path:
                 write_stats(options.stats_path, stats_of(engine, session.usage))
@@ -68,6 +70,12 @@ def _check(options: RunOptions) -> None:
         raise SettingsError(
             "--system needs a chat template, and --raw sends none: drop one of them"
         )
+    if options.raw and options.thoughts != ThoughtOptions():
+        raise SettingsError(
+            "thoughts are told from answers by the chat template, and --raw sends none: drop one "
+            "of them"
+        )
+    read_form(options)
     if options.stats_path:
         check_writable(options.stats_path)
 
@@ -96,25 +104,33 @@ def _engine(model: Path | None, options: RunOptions, child: DryRunChild) -> Iter
 
 
 def _session(engine: Engine, options: RunOptions) -> ChatSession:
-    renderer: Renderer = PlainText()
+    dialect = Dialect(PlainText())
     if not options.raw:
-        renderer, note = renderer_for(engine)
+        dialect, note = dialect_for(engine)
         if note:
             dim_line(note)
+    thoughts = options.thoughts
     sampling = SamplingOptions.merged(options.sampling, engine.generation_defaults)
     return ChatSession(
         engine,
-        renderer,
+        dialect,
         sampler=Sampler(sampling),
         system=options.system,
-        options=AnswerOptions(options.max_tokens),
+        options=AnswerOptions(
+            max_tokens=options.max_tokens,
+            response_format=read_form(options),
+            template_options=dialect.thinking_options(thoughts.thinks, thoughts.effort),
+            thoughts=thoughts.kept.value if thoughts.kept else None,
+        ),
     )
 
 
-def _answer_once(session: ChatSession, engine: Engine, prompt: str) -> None:
+def _answer_once(
+    session: ChatSession, engine: Engine, prompt: str, shows_thoughts: bool | None
+) -> None:
     from localmoe.cli.render import view_for
 
-    answer, interrupts = show_answer(session, prompt, view_for(sys.stdout))
+    answer, interrupts = show_answer(session, prompt, view_for(sys.stdout, shows_thoughts))
     if sys.stderr.isatty():
         dim_line(summary(engine, answer) or "(the model said nothing)")
     if interrupts:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -92,6 +93,40 @@ def test_raw_sends_the_prompt_alone(run: Run, demo_model_path: Path) -> None:
     assert "four" in done.stdout
 
 
+def test_an_answer_is_json_of_a_schema(run: Run, demo_model_path: Path, tmp_path: Path) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"city": {"type": "string", "maxLength": 12}, "big": {"type": "boolean"}},
+        "required": ["city", "big"],
+        "additionalProperties": False,
+    }
+    (tmp_path / "schema.json").write_text(json.dumps(schema))
+    args = ("run", str(demo_model_path), "Name a city.", "--temperature", "0")
+    done = run(*args, "--schema", str(tmp_path / "schema.json"), "--context", "512")
+    assert (done.returncode, done.stderr) == (0, "")
+    answer = json.loads(done.stdout)
+    assert isinstance(answer["city"], str)
+    assert isinstance(answer["big"], bool)
+    (tmp_path / "g.lark").write_text('start: "It is " /[A-Z][a-z]{3,8}/ "."')
+    done = run(*args, "--grammar", str(tmp_path / "g.lark"), "--context", "512")
+    assert re.fullmatch(r"It is [A-Z][a-z]{3,8}\.\n", done.stdout)
+
+
+def test_what_the_template_cannot_do_with_thoughts_is_said(
+    run: Run, demo_model_path: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "bad.lark").write_text("start: (")
+    for options, reason in (
+        (("--no-think",), "cannot be turned off"),
+        (("--effort", "low"), "no reasoning effort"),
+        (("--grammar", str(tmp_path / "bad.lark")), "grammar cannot constrain"),
+    ):
+        done = run("run", str(demo_model_path), "Hi", *options, *SHORT)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert reason in done.stderr
+        assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize(
     ("args", "status", "reason"),
     [
@@ -102,6 +137,11 @@ def test_raw_sends_the_prompt_alone(run: Run, demo_model_path: Path) -> None:
         (("MODEL", "word " * 600, "--context", "256"), 1, "--context"),
         (("MODEL", "Hi", "--raw", "--system", "x"), 1, "--raw"),
         (("MODEL", "Hi", "--stats", "/nowhere/x.json"), 1, "--stats"),
+        (("MODEL", "Hi", "--raw", "--no-think"), 1, "--raw"),
+        (("MODEL", "Hi", "--schema", "/nowhere.json"), 1, "--schema"),
+        (("MODEL", "Hi", "--schema", "TEXT"), 1, "no JSON"),
+        (("MODEL", "Hi", "--grammar", "a", "--schema", "b"), 1, "one of them"),
+        (("MODEL", "Hi", "--thoughts", "all"), 2, "--thoughts"),
         (("MODEL", "Hi", "--top-p", "0"), 1, "top-p"),
         (("MODEL", "Hi", "--memory", "3"), 2, "no unit"),
         (("MODEL", "Hi", "--memory", "much"), 2, "not a size"),

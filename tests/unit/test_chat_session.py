@@ -10,11 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fake_engine import IM_START, ByteTokenizer, FakeEngine
+from localmoe.chat.dialect import Dialect
+from localmoe.chat.events import Event, ReasoningDelta, merged
+from localmoe.chat.family import family_of
 from localmoe.chat.messages import Message
 from localmoe.chat.sampling import Sampler, SamplingOptions
 from localmoe.chat.session import AnswerOptions, ChatSession
 from localmoe.chat.templates import CHATML, ChatTemplate, PlainText
 from localmoe.errors import ChatError, ContextFullError, ExpertReadError
+from scripted import MarkupTokenizer, ScriptedEngine
 
 GREEDY = SamplingOptions(temperature=0)
 
@@ -296,6 +300,23 @@ def test_an_engine_that_holds_something_already_starts_afresh() -> None:
     engine = FakeEngine(tokens=[1, 2, 3])
     assert say(session_of(engine), "hi") == "hi"
     assert engine.text.startswith("<|im_start|>user")
+
+
+def test_thoughts_are_heard_of_and_kept_as_the_family_wants() -> None:
+    source = "{% for m in messages %}{{ m.role }}:{{ m.content }}|{% endfor %}<think>"
+    for architecture, kept in (("afmoe", True), ("deepseek2", False)):
+        tokenizer = MarkupTokenizer(("<think>", "</think>"))
+        engine = ScriptedEngine(script=["Hm.</think>Yes.", "No."], tokenizer=tokenizer)
+        dialect = Dialect(ChatTemplate(source), family_of(source, architecture))
+        session = ChatSession(engine, dialect, sampler=Sampler(GREEDY))
+        heard: list[Event] = []
+        answer = session.ask("one", listener=heard.append)
+        assert "".join(answer) == "Yes."
+        assert merged(heard) == [ReasoningDelta("Hm.")]
+        assert (answer.reasoning, answer.usage.reasoning_tokens) == ("Hm.", 4)
+        assert session.history[-1] == Message("assistant", "Yes.", "Hm.")
+        list(session.ask("two"))
+        assert ("Hm." in engine.prompts[1]) == kept
 
 
 ACTIONS = st.one_of(

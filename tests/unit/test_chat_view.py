@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from localmoe.cli.markdown import ChatMarkdown, blocks_of, split_finished
-from localmoe.cli.render import MarkdownView, PlainView
+from localmoe.cli.render import AnswerView, MarkdownView, PlainView
 from localmoe.cli.terminal import without_controls
 
 ANSWER = """# Title
@@ -160,6 +160,67 @@ def test_markdown_shows_html_as_text() -> None:
     assert [line.rstrip() for line in capture.get().split("\n")] == [
         "<think>", "hm", "</think>", "", "yes", "",
     ]  # fmt: skip
+
+
+def thinking_then_answering(view: AnswerView) -> None:
+    with view:
+        for piece in ("Hm, \n", "\n", "let me ", "see"):
+            view.think(piece)
+        view.write("Yes.")
+
+
+def test_thoughts_are_dim_on_a_terminal_and_stand_before_the_answer() -> None:
+    screen = Screen()
+    console = Console(file=screen, force_terminal=True, width=60, height=10)
+    thinking_then_answering(MarkdownView(console))
+    assert screen.text == "Hm,\n\nlet me see\n\nYes."
+    written = io.StringIO()
+    colours = Console(file=written, force_terminal=True, width=60, color_system="standard")
+    thinking_then_answering(MarkdownView(colours))
+    assert "\x1b[2mlet me see" in written.getvalue()
+    assert "\x1b[2mYes" not in written.getvalue()
+
+
+def test_thoughts_that_are_hidden_leave_nothing() -> None:
+    screen = Screen()
+    console = Console(file=screen, force_terminal=True, width=60, height=10)
+    view = MarkdownView(console, shows_thoughts=False)
+    view.think("Hm")
+    assert screen.text == "thinking"
+    thinking_then_answering(view)
+    assert screen.text == "Yes."
+
+
+@pytest.mark.parametrize("cuts", [1, 3, 100])
+def test_thoughts_in_any_pieces_end_in_the_same_screen(cuts: int) -> None:
+    screen, text = Screen(), "one two three\n\nfour " * 12
+    console = Console(file=screen, force_terminal=True, width=20, height=6, no_color=True)
+    with MarkdownView(console) as view:
+        for start in range(0, len(text), cuts):
+            view._next_drawing = 0
+            view.think(text[start : start + cuts])
+    assert screen.text.split() == text.split()
+    assert screen.text.count("\n\n") == 12
+
+
+def test_an_answer_of_thoughts_alone_is_shown() -> None:
+    screen = Screen()
+    console = Console(file=screen, force_terminal=True, width=60, height=10)
+    with MarkdownView(console) as view:
+        view.think("Hm\x1b[2J")
+    assert screen.text == "Hm[2J"
+
+
+def test_a_pipe_gets_thoughts_only_if_asked_and_between_tags() -> None:
+    thoughts = "<think>\nHm, \n\nlet me see\n</think>\n\n"
+    for is_shown in (False, True):
+        stream = io.StringIO()
+        thinking_then_answering(PlainView(stream, shows_thoughts=is_shown))
+        assert stream.getvalue() == (thoughts if is_shown else "") + "Yes.\n"
+    stream = io.StringIO()
+    with PlainView(stream, shows_thoughts=True) as view:
+        view.think("Hm")
+    assert stream.getvalue() == "<think>\nHm\n</think>\n"
 
 
 @pytest.mark.parametrize("pieces", [["a", "b"], ["a", "b\n"]])

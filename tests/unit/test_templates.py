@@ -46,6 +46,10 @@ def render(source: str, **options: str) -> str:
         ("{{ messages | join(',', attribute='role') }}{{ [1, 2] | sum }}", "system,user3"),
         ("{{ tools is none }}{{ add_generation_prompt }}{{ missing is defined }}",
          "TrueTrueFalse"),
+        ("{% set l = [] %}{% set _ = l.append('a') %}{% set _ = l.append('b') %}{{ l.pop(0) }}"
+         "{{ l | length }}", "a1"),
+        ("{{ ('{\"a\": [1]}' | from_json).a[0] }}", "1"),
+        ("{{ messages | map(attribute='role') | tojson }}", '["system", "user"]'),
         ("{{ 2 ** 3 * 2 }}{{ 'x\ny' | indent(2) }}", "16x\n  y"),
     ],
 )  # fmt: skip
@@ -110,6 +114,11 @@ GROW = "{% set ns = namespace(x='aaaa') %}{% for i in range(99) %}{% set ns.x = 
         "{{ strftime_now('%Y' * 1000) }}",
         "{{ [[1]] | sum(start=[]) }}",
         "{{ lipsum(10000) }}",
+        "{% set l = [] %}{% for i in range(99999) %}{% set _ = l.append('a' * 999) %}{% endfor %}",
+        "{% set l = [] %}{% set _ = l.append(l) %}{{ l }}",
+        "{% set l = [] %}{% set _ = l.append(l) %}{{ l | tojson }}",
+        "{{ ('[' * 100000) | from_json }}",
+        "{{ ('[' * 10000000) | from_json }}",
     ],
 )
 def test_a_template_that_would_take_all_time_or_memory_is_stopped(source: str) -> None:
@@ -124,6 +133,8 @@ def test_a_template_that_would_take_all_time_or_memory_is_stopped(source: str) -
     [
         "{{ ''.__class__.__mro__ }}",
         "{{ messages.append(1) }}",
+        "{{ messages.pop() }}",
+        "{{ [].extend([1]) }}",
         "{{ raise_exception.__globals__.x }}",
         "{{ '{0.__class__.__mro__}'.format(1) }}",
         "{{ messages[0].update({'a': 1}) }}",

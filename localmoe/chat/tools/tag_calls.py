@@ -180,6 +180,10 @@ class Dsml:
     first: tuple[str, ...] = ()
     markers = frozenset((_DSML,))
 
+    def __init__(self, block: str = "tool_calls") -> None:
+        """`block`: what the model was trained to write around its calls; both are read."""
+        self._block = block
+
     def scanner(self, opening: str) -> Scanner:
         """Return what finds the closing tag."""
         return MarkerScanner(f"</{_DSML}invoke>")
@@ -211,8 +215,8 @@ class Dsml:
             kind = "true" if takes_text(schema) else "false"
             tag = f'parameter name="{key}" string="{kind}">'
             rules.add(key, ("<", _DSML, tag), ("</", _DSML, "parameter>\n"))
-        head = ("<", _DSML, "tool_calls>\n<", _DSML, f'invoke name="{tool.name}">\n')
-        tail = ("</", _DSML, "invoke>\n</", _DSML, "tool_calls>")
+        head = ("<", _DSML, f"{self._block}>\n<", _DSML, f'invoke name="{tool.name}">\n')
+        tail = ("</", _DSML, "invoke>\n</", _DSML, f"{self._block}>")
         return rules.written(head, tail)
 
 
