@@ -87,7 +87,8 @@ def profile_dir() -> Path:
     return Path.home() / ".local" / "state" / "localmoe" / "profiles"
 
 
-def _size_option(text: str) -> int:
+def size_option(text: str) -> int:
+    """Return the bytes of a size on the command line. Raises typer.BadParameter."""
     try:
         return parse_size(text)
     except SettingsError as error:
@@ -99,7 +100,7 @@ Memory = Annotated[
     typer.Option(
         "--memory",
         metavar="SIZE",
-        parser=_size_option,
+        parser=size_option,
         envvar="LOCALMOE_MEMORY",
         help="Memory for everything together, such as 3GiB or 3072MB. "
         "Default: what is available, less a margin.",

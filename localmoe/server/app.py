@@ -37,11 +37,26 @@ Answered = dict[str, Any] | Response
 
 def create_app(service: Service) -> Guard:
     """Return the ASGI application of a service."""
-    app = FastAPI(title="localmoe", version=__version__, docs_url=None, redoc_url=None)
+    # No documentation page: it would load scripts from elsewhere. No telemetry: it tells what
+    # exceptions say, and that may be a conversation.
+    app = FastAPI(
+        title="localmoe",
+        version=__version__,
+        docs_url=None,
+        redoc_url=None,
+        telemetry={
+            "tracing": False,
+            "metrics": False,
+            "logs": False,
+            "operation_spans": False,
+            "auto_configure": False,
+        },
+    )
     _add_openai(app, service)
     _add_anthropic(app, service)
     _add_own(app, service)
-    for kind in (ApiError, LocalMoeError, RequestValidationError, HTTPException, GoneError):
+    kinds = (ApiError, LocalMoeError, RequestValidationError, HTTPException, GoneError, Exception)
+    for kind in kinds:
         app.add_exception_handler(kind, _refused)
 
     def count(path: str, status: int) -> None:

@@ -33,6 +33,8 @@ class Request(Body):
     @classmethod
     def _check_text(cls, value: Any) -> Any:
         """Refuse half characters, which no tokenizer can read, and nesting without end."""
+        if not isinstance(value, dict):
+            return value
         if _depth_exceeds(value, _MAX_DEPTH):
             raise ValueError(f"JSON may be nested {_MAX_DEPTH} deep, not deeper")
         try:

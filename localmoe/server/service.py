@@ -111,7 +111,7 @@ class Service:
         if not self.dialect.can_think:
             return {}
         try:
-            return self.dialect.without_thinking()
+            return self.dialect.thinking_options(False)
         except ChatError as error:
             raise api_error(error) from error
 
