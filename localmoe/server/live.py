@@ -146,7 +146,7 @@ class Live:
         if not always and now - self._sent_at < _FRAME_SECONDS:
             return
         self._sent_at = now
-        frame |= {kind: sorted(set(numbers)) for kind, numbers in self._asked.items()}
+        frame |= {kind: self._bits(numbers) for kind, numbers in self._asked.items()}
         self._forget()
         frame |= {
             "type": "frame",
@@ -162,12 +162,16 @@ class Live:
                 loop.call_soon_threadsafe(_put, frames, frame)
 
     def _held_bits(self) -> str | None:
-        """Return one bit for each expert, layer by layer, in base64; None: all are there."""
+        """Return the experts in memory; None: all are."""
         if self._held is None:
             return None
-        bits = np.zeros(len(self._rows) * self._n_experts, bool)
         rows, n = self._rows, self._n_experts
-        bits[[rows[key.layer] * n + key.expert for key in self._held]] = True
+        return self._bits([rows[key.layer] * n + key.expert for key in self._held])
+
+    def _bits(self, numbers: list[int]) -> str:
+        """Return one bit for each expert, layer by layer, the lowest first, in base64."""
+        bits = np.zeros(len(self._rows) * self._n_experts, bool)
+        bits[numbers] = True
         return base64.b64encode(np.packbits(bits, bitorder="little").tobytes()).decode()
 
     def _speed(self) -> Frame:
