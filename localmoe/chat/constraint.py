@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 _MAX_CHARACTERS = 1_000_000
 _REASON_CHARACTERS = 300
+_MAX_LEXER_STATES = 50_000
+"""Each takes 1 to 2 KB while an answer goes on."""
 
 
 class Constraint:
@@ -60,13 +63,20 @@ class Constraints:
 
     def make(self, wanted: JsonSchema | Grammar) -> Constraint:
         """Return a constraint. Raises ConstraintError for what cannot be one."""
-        from llguidance import LLMatcher
+        from llguidance import LLMatcher, LLParserLimits
 
-        matcher = LLMatcher(self._read_vocabulary(), compiled(wanted), log_level=0)
+        limits = LLParserLimits(max_lexer_states=_MAX_LEXER_STATES, verbose_errors=False)
+        try:
+            vocabulary = self._read_vocabulary()
+            matcher = LLMatcher(vocabulary, compiled(wanted), log_level=0, limits=limits)
+        except ValueError as error:
+            # Such as for half of a surrogate pair.
+            raise _refused(wanted, str(error)) from error
+        # Much of the work is done for the first mask, and refused there, if at all.
+        if not matcher.is_error():
+            matcher.compute_bitmask()
         if matcher.is_error():
-            raise ConstraintError(
-                f"the {_kind(wanted)} cannot constrain an answer: {_reason(matcher.get_error())}"
-            )
+            raise _refused(wanted, matcher.get_error())
         return Constraint(matcher)
 
     def _read_vocabulary(self) -> LLTokenizer:
@@ -77,6 +87,8 @@ class Constraints:
             self._vocabulary = LLTokenizer(
                 TokenizerWrapper(words), n_vocab=len(words.tokens), eos_token=words.ends
             )
+            # It has its own copy, and large vocabularies take tens of megabytes.
+            words.tokens.clear()
         return self._vocabulary
 
 
@@ -100,11 +112,6 @@ class Vocabulary:
                 "would go on for ever"
             )
         self.bos_token_id, self.eos_token_id = tokenizer.bos, self.ends[0]
-        special = set(self.special_token_ids)
-        self._by_bytes = {
-            data: token for token, data in enumerate(self.tokens) if token not in special
-        }
-        self._longest = max(map(len, self._by_bytes), default=1)
 
     def __call__(self, text: str | bytes) -> list[int]:
         """Return tokens whose bytes are those of a text."""
@@ -116,16 +123,24 @@ class Vocabulary:
         return self._greedy(data)
 
     def _greedy(self, data: bytes) -> list[int]:
+        """Return the longest token that fits at each place; stop where none does."""
         tokens: list[int] = []
+        longest = max(map(len, self._by_bytes), default=0)
         while data:
-            longest = min(self._longest, len(data))
-            found = (n for n in range(longest, 0, -1) if data[:n] in self._by_bytes)
-            n = next(found, 0)
+            fitting = (
+                n for n in range(min(longest, len(data)), 0, -1) if data[:n] in self._by_bytes
+            )
+            n = next(fitting, 0)
             if not n:
                 return tokens
             tokens.append(self._by_bytes[data[:n]])
             data = data[n:]
         return tokens
+
+    @cached_property
+    def _by_bytes(self) -> dict[bytes, int]:
+        pieces = ((self._tokenizer.token_bytes(i), i) for i in range(self._tokenizer.n_vocab))
+        return {data: token for data, token in pieces if data}
 
 
 def compiled(wanted: JsonSchema | Grammar) -> str:
@@ -159,6 +174,10 @@ def _check_length(text: str, wanted: JsonSchema | Grammar) -> None:
         )
 
 
+def _refused(wanted: JsonSchema | Grammar, reason: str) -> ConstraintError:
+    return ConstraintError(f"the {_kind(wanted)} cannot constrain an answer: {_reason(reason)}")
+
+
 def _kind(wanted: JsonSchema | Grammar) -> str:
     if isinstance(wanted, JsonSchema):
         return "JSON schema"
@@ -166,5 +185,5 @@ def _kind(wanted: JsonSchema | Grammar) -> str:
 
 
 def _reason(text: str) -> str:
-    words = " ".join(text.split())
+    words = " ".join(text.replace("<non-verbose/>", "").split())
     return words if len(words) <= _REASON_CHARACTERS else f"{words[:_REASON_CHARACTERS]}..."

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import secrets
 import string
 from collections.abc import Callable
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from localmoe.backends.base import Engine, Tokenizer
-from localmoe.chat import harmony
 from localmoe.chat.constraint import inline_rules
 from localmoe.chat.family import Family, family_of
-from localmoe.chat.harmony import HarmonyParser
 from localmoe.chat.history import template_messages, template_tools
 from localmoe.chat.messages import Message, ToolCall
 from localmoe.chat.parser import AnswerParser, PlainParser
 from localmoe.chat.request import GenerationRequest, Grammar, JsonSchema, Thoughts
 from localmoe.chat.templates import ChatTemplate, Renderer, is_token, renderer_for
 from localmoe.chat.thinking import ThinkingParser
-from localmoe.chat.tool_prompt import told_in_words
-from localmoe.chat.tools.format import CallFormat, quoted
-from localmoe.chat.tools.json_calls import Hermes
-from localmoe.chat.tools.parser import CallParser
 from localmoe.errors import ChatError
+
+if TYPE_CHECKING:
+    from localmoe.chat.tools.format import CallFormat
 
 _PROBE = "localmoe_probe"
 _ID_LETTERS = string.ascii_letters + string.digits
@@ -31,11 +27,15 @@ _ID_LETTERS = string.ascii_letters + string.digits
 
 def random_id() -> str:
     """Return an id for a call, such as call_8fKd0..."""
+    import secrets
+
     return "call_" + "".join(secrets.choice(_ID_LETTERS) for _ in range(24))
 
 
 def short_id() -> str:
     """Return an id of nine letters and digits."""
+    import secrets
+
     return "".join(secrets.choice(_ID_LETTERS) for _ in range(9))
 
 
@@ -65,12 +65,18 @@ class Dialect:
             return self._renderer.render(request.messages)
         tools = request.offered_tools
         messages = list(request.messages)
-        if not self.family.knows_tools:
+        has_calls = any(each.tool_calls or each.role == "tool" for each in messages)
+        if not self.family.knows_tools and (tools or has_calls):
+            from localmoe.chat.tool_prompt import told_in_words
+
             messages = told_in_words(messages, tools, self.family.calls)
             tools = ()
         thoughts: Thoughts = request.thoughts or self.family.thoughts
         values = template_messages(
-            messages, self.family, thoughts, text_arguments=self._wants_text_arguments
+            messages,
+            self.family,
+            thoughts,
+            text_arguments=has_calls and self._wants_text_arguments,
         )
         return self._renderer.render_values(values, template_tools(tools), self._options(request))
 
@@ -78,12 +84,21 @@ class Dialect:
         """Return a parser for the answer to a prompt."""
         tools = request.offered_tools
         if self.family.is_harmony:
+            from localmoe.chat.harmony import HarmonyParser
+
             return HarmonyParser(tools, self._new_id)
-        rest = CallParser(self._calls, tools, self._new_id) if tools else PlainParser()
+        rest: AnswerParser = PlainParser()
+        openings: tuple[str, ...] = ()
+        if tools:
+            from localmoe.chat.tools.parser import CallParser
+
+            rest = calls = CallParser(self._calls, tools, self._new_id)
+            openings = calls.openings
         tags = self.family.tags
         if tags is None:
             return rest
-        return ThinkingParser(tags, rest, begun=prompt.rstrip().endswith(tags.opening))
+        begun = prompt.rstrip().endswith(tags.opening)
+        return ThinkingParser(tags, rest, begun=begun, calls=openings)
 
     def constraint(
         self, request: GenerationRequest, tokenizer: Tokenizer
@@ -98,6 +113,8 @@ class Dialect:
             return self._call_grammar(request, marker)
         if wanted is None or not self.family.is_harmony:
             return wanted
+        from localmoe.chat import harmony
+
         answer, rules = inline_rules(wanted)
         final = harmony.final_rules(answer, marker)
         return Grammar(harmony.start_rules("final", marker) + final + rules)
@@ -131,6 +148,8 @@ class Dialect:
         return f"has no switch for it{less}"
 
     def _call_grammar(self, request: GenerationRequest, marker: Callable[[str], str]) -> Grammar:
+        from localmoe.chat import harmony
+
         named = request.tool_choice != "required"
         tools = [t for t in request.tools if not named or t.name == request.tool_choice]
         rules = harmony.call_rules if self.family.is_harmony else self._calls.grammar
@@ -151,7 +170,9 @@ class Dialect:
 
     @property
     def _calls(self) -> CallFormat:
-        return self.family.calls or Hermes()
+        from localmoe.chat.tools.table import FORMATS  # most chats call no tools
+
+        return FORMATS[self.family.calls or "hermes"]
 
     @cached_property
     def _wants_text_arguments(self) -> bool:
@@ -186,6 +207,8 @@ def dialect_for(engine: Engine) -> tuple[Dialect, str | None]:
 
 def _term(text: str, tokenizer: Tokenizer) -> str:
     """Return a term of a Lark grammar for a text: a control token if it is one, else a string."""
+    from localmoe.chat.tools.format import quoted
+
     tokens = tokenizer.encode(text, special=True)
     is_control = len(tokens) == 1 and not tokenizer.token_bytes(tokens[0])
     return f"<[{tokens[0]}]>" if is_control else quoted(text)

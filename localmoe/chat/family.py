@@ -9,10 +9,6 @@ from typing import Any, Literal
 
 from localmoe.chat.request import Thoughts
 from localmoe.chat.thinking import BRACKETS, THINK, ThinkTags
-from localmoe.chat.tools.format import CallFormat
-from localmoe.chat.tools.json_calls import DeepSeek, Hermes, Kimi, Mistral
-from localmoe.chat.tools.llama import Llama
-from localmoe.chat.tools.tag_calls import Dsml, Glm, QwenCoder
 
 Place = Literal["reasoning_content", "reasoning", "thinking", "blocks", "tags"]
 """Where a template looks for earlier thoughts: a key of the message, a list of blocks in its
@@ -23,8 +19,8 @@ content, or tags in its content."""
 class Family:
     """How a model was trained to think and to call tools."""
 
-    calls: CallFormat | None = None
-    """None: its template shows no syntax that is known here."""
+    calls: str | None = None
+    """A name in `tools.table`; None: its template shows no syntax that is known there."""
     knows_tools: bool = False
     """Whether its template tells the model of tools."""
     is_harmony: bool = False
@@ -45,23 +41,26 @@ class Family:
 
 
 # In this order: several templates hold the markup of another family, too.
-_CALLS: tuple[tuple[str, CallFormat], ...] = (
-    ("[TOOL_CALLS] [", Mistral(listed=True)),
-    ("[TOOL_CALLS][", Mistral(listed=True)),
-    ("[TOOL_CALLS]", Mistral()),
-    ("<|tool_call_begin|>", Kimi()),
-    ("function_calls>", Dsml("function_calls")),
-    ("｜DSML｜", Dsml()),  # noqa: RUF001
-    ("```json", DeepSeek(fenced=True)),
-    ("<｜tool▁call▁begin｜>", DeepSeek(fenced=False)),  # noqa: RUF001
-    ("<function=", QwenCoder()),
-    ("</arg_key>\n", Glm(lines=True)),
-    ("<arg_key>", Glm()),
-    ("<|python_start|>", Llama()),
-    ("<|python_tag|>", Llama()),
-    ("<|header_start|>", Llama()),
-    ("<tool_call>", Hermes()),
+_CALLS = (
+    ("[TOOL_CALLS] [", "mistral-list"),
+    ("[TOOL_CALLS][", "mistral-list"),
+    ("[TOOL_CALLS]", "mistral"),
+    ("<|tool_call_begin|>", "kimi"),
+    ("｜DSML｜", "dsml"),  # noqa: RUF001
+    ("<｜tool▁call▁begin｜>", "deepseek"),  # noqa: RUF001
+    ("<function=", "qwen3_coder"),
+    ("</arg_key>\n", "glm-lines"),
+    ("<arg_key>", "glm"),
+    ("<|python_start|>", "llama"),
+    ("<|python_tag|>", "llama"),
+    ("<|header_start|>", "llama"),
+    ("<tool_call>", "hermes"),
 )
+# What tells an older or a newer form of the same markup.
+_FORMS = {
+    "dsml": ("function_calls>", "dsml-functions"),
+    "deepseek": ("```json", "deepseek-fenced"),
+}
 
 # Templates that look for thoughts decide themselves which of them the model sees: they are given
 # all. This is for those that do not: what the architecture was trained to see between tags.
@@ -104,21 +103,15 @@ def family_of(source: str, architecture: str, *, has_think_token: bool = False) 
         keep_options=next((options for name, options in _KEEPERS if name in source), None),
         no_thinking=_switch_of(source),
         knows_effort="reasoning_effort" in source,
-        short_ids=isinstance(calls, Mistral),
+        short_ids=calls in ("mistral", "mistral-list"),
         knows_developer="developer" in source,
     )
 
 
-def _calls_of(source: str) -> CallFormat | None:
-    found = (form for mark, form in _CALLS if mark in source and _is_whole(mark, source))
-    return next(found, None)
-
-
-def _is_whole(mark: str, source: str) -> bool:
-    """Whether a mark that others use, too, stands for its family here."""
-    if mark == "function_calls>":
-        return "｜DSML｜" in source  # noqa: RUF001
-    return mark != "```json" or "<｜tool▁call▁begin｜>" in source  # noqa: RUF001
+def _calls_of(source: str) -> str | None:
+    name = next((name for mark, name in _CALLS if mark in source), None)
+    mark, form = _FORMS.get(name or "", ("", ""))
+    return form if mark and mark in source else name
 
 
 def _place_of(source: str) -> Place:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,7 +10,7 @@ from typing import Any
 from localmoe.chat.family import Family
 from localmoe.chat.messages import Message, Role, Tool, ToolCall
 from localmoe.chat.request import Thoughts
-from localmoe.chat.tools.arguments import read_json
+from localmoe.errors import ChatError
 
 
 def template_tools(tools: Sequence[Tool]) -> list[dict[str, Any]] | None:
@@ -20,12 +19,21 @@ def template_tools(tools: Sequence[Tool]) -> list[dict[str, Any]] | None:
         {
             "name": tool.name,
             "description": tool.description,
-            "parameters": json.loads(json.dumps(dict(tool.parameters)))
-            or {"type": "object", "properties": {}},
+            "parameters": _copied(tool) or {"type": "object", "properties": {}},
         }
         for tool in tools
     ]
     return [{"type": "function", "function": function} for function in functions] or None
+
+
+def _copied(tool: Tool) -> Any:
+    """Return a tool's schema; a template must not reach the caller's own."""
+    try:
+        return json.loads(json.dumps(dict(tool.parameters)))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ChatError(
+            f"the parameters of the tool {tool.name!r} are not JSON: {error}"
+        ) from error
 
 
 def template_messages(
@@ -125,6 +133,8 @@ def _add_thoughts(values: dict[str, Any], message: Message, family: Family) -> N
 def _call_values(call: ToolCall, family: Family, text_arguments: bool) -> dict[str, Any]:
     arguments: Any = call.arguments
     if not text_arguments:
+        from localmoe.chat.tools.arguments import read_json
+
         try:
             arguments = read_json(call.arguments or "{}")
         except ValueError:
@@ -139,4 +149,6 @@ def _id(number: str, family: Family) -> str:
     is_short = len(number) == 9 and number.isalnum() and number.isascii()
     if not family.short_ids or is_short:
         return number
+    import hashlib
+
     return hashlib.sha256(number.encode(errors="replace")).hexdigest()[:9]

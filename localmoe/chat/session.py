@@ -83,8 +83,8 @@ class ChatSession:
 
         `progress` hears of the stage "prompt", in tokens; `listener` of what is not text: thoughts
         and notices. An answer that was cut short stays in the history as far as it was said; one
-        that never started is forgotten with its question. The iteration raises ChatError,
-        ContextFullError, ExpertReadError; the session stays usable.
+        that never came, thoughts or not, is forgotten with its question. The iteration raises
+        ChatError, ContextFullError, ExpertReadError; the session stays usable.
         """
         if self._current:
             self._current.close()
@@ -116,7 +116,7 @@ class ChatSession:
             else:
                 generation.close()
                 answer.take_end(generation)
-            if answer.text or answer.reasoning or answer.finish in ("end", "length", "context"):
+            if answer.text or answer.finish in ("end", "length", "context"):
                 reasoning = answer.reasoning or None
                 self._turns.append(Message("assistant", answer.text, reasoning))
             else:

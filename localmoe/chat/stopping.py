@@ -1,4 +1,4 @@
-"""Texts that end an answer, found in a stream."""
+"""Texts that mean something in a stream, and those that end it."""
 
 from __future__ import annotations
 
@@ -18,17 +18,10 @@ def held_length(text: str, wanted: Sequence[str]) -> int:
     return 0
 
 
-def earliest(text: str, wanted: Sequence[str], start: int = 0) -> tuple[int, str] | None:
-    """Return where the first of the wanted texts begins, and which it is; the longest of several.
-
-    None where there is none.
-    """
-    found = [(text.find(each, start), -len(each), each) for each in wanted]
-    return min(((at, each) for at, _, each in sorted(found) if at >= 0), default=None, key=_place)
-
-
-def _place(found: tuple[int, str]) -> tuple[int, int]:
-    return found[0], -len(found[1])
+def earliest(text: str, wanted: Sequence[str]) -> tuple[int, str] | None:
+    """Return where the first of the wanted texts begins, and which it is; None: there is none."""
+    places = ((text.find(each), each) for each in wanted)
+    return min((place for place in places if place[0] >= 0), default=None)
 
 
 def trimmed_length(text: str) -> int:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from localmoe.chat.events import Event, ReasoningDelta
-from localmoe.chat.parser import PlainParser
+from localmoe.chat.parser import AnswerParser
 from localmoe.chat.stopping import earliest, held_length, trimmed_length
-from localmoe.chat.tools.parser import CallParser
 
 _MAX_SPACE = 256
 """As much space may come before the opening tag."""
@@ -36,11 +36,12 @@ class ThinkingParser:
     the thoughts is dropped.
     """
 
-    def __init__(self, tags: ThinkTags, rest: CallParser | PlainParser, *, begun: bool) -> None:
-        """`begun`: the opening tag stands at the end of the prompt."""
+    def __init__(
+        self, tags: ThinkTags, rest: AnswerParser, *, begun: bool, calls: Sequence[str] = ()
+    ) -> None:
+        """`begun`: the opening tag stands at the end of the prompt. `calls`: what begins one."""
         self._tags, self._rest = tags, rest
         self._state: _State = "begun" if begun else "before"
-        calls = rest.openings if isinstance(rest, CallParser) else ()
         self._ends = (tags.closing, *calls)
         self._text = ""
         """Not yet told of: space, and what may be the beginning of a tag."""

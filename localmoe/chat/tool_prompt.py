@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from localmoe.chat.messages import Message, Tool, ToolCall
-from localmoe.chat.tools.format import CallFormat
-from localmoe.chat.tools.json_calls import DeepSeek
 
 _INTRODUCTION = """\
 You can call tools. Each line below is one of them, as JSON:
@@ -22,14 +20,19 @@ _HERMES = """\
 </tool_call>
 The result comes in the next message, between <tool_response> and </tool_response>."""
 
+_EXAMPLES = {
+    "deepseek": "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>NAME<｜tool▁sep｜>{...}"  # noqa: RUF001
+    "<｜tool▁call▁end｜><｜tool▁calls▁end｜>",  # noqa: RUF001
+}
+
 
 def told_in_words(
-    messages: Sequence[Message], tools: Sequence[Tool], calls: CallFormat | None
+    messages: Sequence[Message], tools: Sequence[Tool], calls: str | None
 ) -> list[Message]:
     """Return messages that tell of tools, calls and results in their text.
 
-    `calls`: the syntax in which the template can write calls and results, if not tools; None: it
-    knows nothing of them, so they become hermes JSON in messages of the user and the assistant.
+    `calls`: the syntax in which the template can write calls and results, if not tools, by name;
+    None: it knows nothing of them, so they become hermes JSON in what user and assistant say.
     """
     turns: list[Message] = [_introduction(tools, calls)] if tools else []
     if calls is not None:
@@ -51,7 +54,7 @@ def told_in_words(
     return turns
 
 
-def _introduction(tools: Sequence[Tool], calls: CallFormat | None) -> Message:
+def _introduction(tools: Sequence[Tool], calls: str | None) -> Message:
     lines = (
         json.dumps(
             {
@@ -63,7 +66,7 @@ def _introduction(tools: Sequence[Tool], calls: CallFormat | None) -> Message:
         )
         for tool in tools
     )
-    example = calls.example if isinstance(calls, DeepSeek) else _HERMES
+    example = _EXAMPLES.get(calls or "", _HERMES)
     return Message("system", _INTRODUCTION.format(tools="\n".join(lines), example=example))
 
 

@@ -70,7 +70,7 @@ def said_by_a_fresh_one(session: ChatSession, engine: LlamaEngine, question: str
 
 def prompt_tokens(session: ChatSession) -> int:
     """Return how many tokens the conversation has, without its last answer."""
-    return len(session._encode(list(session._turns[:-1])))
+    return session._n_tokens(list(session._turns[:-1]))
 
 
 def test_g6_a_changed_past_is_read_again(engine: LlamaEngine) -> None:

@@ -319,6 +319,18 @@ def test_thoughts_are_heard_of_and_kept_as_the_family_wants() -> None:
         assert ("Hm." in engine.prompts[1]) == kept
 
 
+def test_an_answer_cancelled_in_its_thoughts_is_forgotten_with_its_question() -> None:
+    source = "{% for m in messages %}{{ m.role }}:{{ m.content }}|{% endfor %}<think>"
+    engine = ScriptedEngine(script=["Hm, hm, hm.</think>Yes.", "</think>No."])
+    dialect = Dialect(ChatTemplate(source), family_of(source, "afmoe"))
+    session = ChatSession(engine, dialect, sampler=Sampler(GREEDY))
+    answer = session.ask("one", listener=lambda event: session.cancel())
+    assert list(answer) == []
+    assert (answer.reasoning, answer.finish) == ("H", "cancelled")
+    assert session.history == ()
+    assert say(session, "two") == "No."
+
+
 ACTIONS = st.one_of(
     st.tuples(st.just("say"), st.text(max_size=30)),
     st.tuples(st.just("cut"), st.text(min_size=3, max_size=30)),

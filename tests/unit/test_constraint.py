@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from typing import Any
@@ -22,11 +23,11 @@ from localmoe.chat.events import (
     merged,
 )
 from localmoe.chat.generator import Generator
-from localmoe.chat.messages import Message
+from localmoe.chat.messages import Message, Tool
 from localmoe.chat.request import GenerationRequest, Grammar, JsonSchema
 from localmoe.chat.sampling import SamplingOptions
 from localmoe.chat.templates import CHATML, ChatTemplate
-from localmoe.errors import ConstraintError
+from localmoe.errors import ChatError, ConstraintError
 from scripted import MarkupTokenizer, ScriptedEngine
 
 PERSON = JsonSchema(
@@ -75,6 +76,7 @@ def test_an_answer_that_fits_is_what_the_model_says() -> None:
         (Grammar(r"(yes|no), [a-c]{2}", "regex"), r"(yes|no), [a-c]{2}"),
         (Grammar('start: "Paris" | "Rome" TAIL\nTAIL: /[!?]/'), r"Paris|Rome[!?]"),
         (JsonSchema({"type": "boolean"}), r"true|false"),
+        (JsonSchema({"type": "number", "multipleOf": 0.25, "maximum": 9}), r"-?\d[\d.]*"),
         (JsonSchema({}), r"\{[^\x00]*\}"),
     ],
 )
@@ -91,7 +93,12 @@ def test_grammars_of_every_kind_are_followed(form: Any, pattern: str) -> None:
         (JsonSchema({"type": "string", "pattern": "("}), "JSON schema cannot constrain"),
         (JsonSchema({"$ref": "#/nowhere"}), "JSON schema cannot constrain"),
         (JsonSchema({"a": object()}), "not JSON"),
+        (JsonSchema({"type": "integer", "multipleOf": 9999991}), "multipleOf"),
+        (JsonSchema({"items": [{"type": "number", "multipleOf": 0.1234567}]}), "multipleOf"),
+        (JsonSchema({"type": "number", "multipleOf": 1e22}), "multipleOf"),
+        (JsonSchema({"$ref": "#"}), "JSON schema cannot constrain"),
         (JsonSchema({"enum": ["x" * 2_000_000]}), "2000"),
+        (Grammar('start: "\ud800"'), "grammar cannot constrain"),
         (Grammar("start: ("), "grammar cannot constrain"),
         (Grammar("("), "grammar cannot constrain"),
         (Grammar("(", "regex"), "regular expression cannot constrain"),
@@ -223,3 +230,35 @@ def test_a_vocabulary_without_an_end_is_refused() -> None:
     tokenizer._ends = set()
     with pytest.raises(ConstraintError, match="no token that ends"):
         Constraints(tokenizer).make(PERSON)
+
+
+@pytest.mark.parametrize("name", ["qwen3", "qwen3.5", "glm-4.7", "deepseek-v3.2", "gpt-oss"])
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"type": "object", "properties": 5, "required": 7},
+        {"type": "object", "properties": {"a": True, "b": 5, "c": {"type": 9}}},
+        {"type": "object", "properties": {"a": {"enum": []}}, "required": ["a"]},
+        {"type": "object", "properties": {"a": {"$ref": "#/$defs/n"}}, "$defs": {"n": {}}},
+        {"type": "object", "properties": {'"\n\\<': {"type": "integer"}}},
+        {"properties": {"\ud800": {}}, "required": ["\ud800"]},
+    ],
+)
+def test_schemas_that_nobody_has_checked_are_followed_or_refused(
+    name: str, parameters: dict[str, Any]
+) -> None:
+    tool = Tool("f", parameters=parameters)
+    engine = ScriptedEngine(script=lambda prompt: "<tool_call>")
+    engine.tokenizer.encode = surrogates_replaced(engine.tokenizer.encode)  # type: ignore[method-assign]
+    generator = Generator(engine, dialect(name))
+    request = asking(tools=(tool,), tool_choice="f", max_tokens=30)
+    with contextlib.suppress(ChatError):
+        for piece in generator.generate(request):
+            assert piece.event
+
+
+def surrogates_replaced(encode: Any) -> Any:
+    """Return an encoder that takes any text, as those of engines do."""
+    return lambda text, special=True: encode(
+        text.encode(errors="replace").decode(), special=special
+    )

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
 from golden_templates import CASES, GOLDEN, TALK, WEATHER, dialect, golden_file, rendering, request
+from localmoe.chat.dialect import Dialect
+from localmoe.chat.family import family_of
 from localmoe.chat.messages import Message, ToolCall
 from localmoe.chat.request import GenerationRequest, Thoughts
+from localmoe.chat.templates import ChatTemplate
 from localmoe.errors import ChatError
 
 # What docs/chat.md promises: which of the three thoughts the model sees in its tool loop.
@@ -156,12 +160,14 @@ def test_ids_are_short_for_mistral_and_the_same_for_call_and_result() -> None:
         "{{ '[TOOL_CALLS]' }}{% for m in messages %}{{ m.tool_call_id }}"
         "{% for c in m.tool_calls %}{{ c.id }},{% endfor %}{% endfor %}"
     )
-    from localmoe.chat.dialect import Dialect
-    from localmoe.chat.family import family_of
-    from localmoe.chat.templates import ChatTemplate
-
     text = Dialect(ChatTemplate(source), family_of(source, "")).prompt(GenerationRequest(talk))
     first, _, second = text.removeprefix("[TOOL_CALLS]").partition(",")
     assert first == second
     assert len(first) == 9
     assert first.isalnum()
+
+
+def test_every_family_is_in_the_docs() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "chat.md").read_text()
+    rows = {line.split("`")[1] for line in page.splitlines() if line.startswith("| `")}
+    assert rows == set(CASES)

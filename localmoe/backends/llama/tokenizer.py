@@ -8,6 +8,8 @@ from localmoe.backends.llama.bindings import L
 from localmoe.errors import ChatError, EngineError
 
 _NO_TOKEN = -1
+_MAX_PIECES = 1 << 14
+"""A whole vocabulary would take tens of megabytes, of which the plan knows nothing."""
 
 
 class LlamaTokenizer:
@@ -65,6 +67,8 @@ class LlamaTokenizer:
         """Return a token's bytes; b"" for a control token unless `special`."""
         key = (token, special)
         if key not in self._pieces:
+            if len(self._pieces) >= _MAX_PIECES:
+                self._pieces.clear()
             self._pieces[key] = self._piece(token, special)
         return self._pieces[key]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
 
@@ -23,7 +24,7 @@ def read_json(text: str) -> Any:
     """Return the value of a JSON text. Raises ValueError, whatever the text is."""
     try:
         # Models write newlines into strings as they are.
-        return json.loads(text, parse_constant=_refuse, strict=False)
+        return json.loads(text, parse_constant=_refuse, parse_float=_finite_number, strict=False)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
 
@@ -117,3 +118,10 @@ def _kind_of(value: object) -> str:
 
 def _refuse(word: str) -> NoReturn:
     raise ValueError(f"{word} is no JSON")
+
+
+def _finite_number(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError("a number is too large")
+    return number

@@ -81,13 +81,9 @@ class DeepSeek:
     closing, separator = "<｜tool▁call▁end｜>", "<｜tool▁sep｜>"  # noqa: RUF001
     markers = frozenset((*openings, *silent, closing, separator))
 
-    def __init__(self, *, fenced: bool) -> None:
+    def __init__(self, *, fenced: bool = False) -> None:
         """`fenced`: the model was trained on the older form; both are read."""
         self._fenced = fenced
-        head = "function" + self.separator + "...\n```json\n" if fenced else "..." + self.separator
-        body = f"{self.openings[0]}{head}{{...}}{chr(10) + '```' if fenced else ''}{self.closing}"
-        self.example = f"{self.silent[0]}{body}{self.silent[1]}"
-        """What a call looks like."""
 
     def scanner(self, opening: str) -> Scanner:
         """Return what finds the closing marker."""
@@ -216,14 +212,22 @@ def _failed(error: ValueError, is_over: bool) -> Reading:
 
 def arguments_schema(tool: Tool) -> str:
     """Return the JSON schema of a tool's arguments as text."""
-    return schema_text(tool.parameters)
+    return schema_text(_named_only(tool))
+
+
+def _named_only(tool: Tool) -> dict[str, Any]:
+    """Return a schema that allows no arguments but its own, unless it says so itself."""
+    schema = dict(tool.parameters) or {"type": "object"}
+    if schema.get("properties"):
+        schema.setdefault("additionalProperties", False)
+    return schema
 
 
 def named_schema(tool: Tool, arguments: str = "arguments") -> str:
     """Return the JSON schema of an object with a tool's name and its arguments, as text."""
     properties = {
         "name": {"const": tool.name},
-        arguments: dict(tool.parameters) or {"type": "object"},
+        arguments: _named_only(tool),
     }
     shared = {key: tool.parameters[key] for key in SHARED if key in tool.parameters}
     return schema_text(

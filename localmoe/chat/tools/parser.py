@@ -14,6 +14,8 @@ MAX_CALL_CHARACTERS = 1_000_000
 """A longer call is shown as text."""
 _MAX_ENDS = 64
 """As many closing markers may turn out to be inside a string."""
+
+
 NewId = Callable[[], str]
 
 
@@ -22,17 +24,18 @@ class CallLog:
 
     def __init__(self, new_id: NewId) -> None:
         self._new_id = new_id
-        self._ids: list[str] = []
+        self._n_calls = 0
+        self._ids: set[str] = set()
 
     def events(self, calls: Sequence[Call]) -> list[Event]:
         """Return the events of calls."""
         events: list[Event] = []
         for call in calls:
-            index = len(self._ids)
-            is_free = call.id and call.id not in self._ids
-            self._ids.append(call.id if call.id and is_free else self._new_id())
-            events.append(ToolCallStart(index, self._ids[-1], call.name))
-            events.append(ToolCallDelta(index, call.arguments))
+            number = self._new_id() if call.id is None or call.id in self._ids else call.id
+            self._ids.add(number)
+            events.append(ToolCallStart(self._n_calls, number, call.name))
+            events.append(ToolCallDelta(self._n_calls, call.arguments))
+            self._n_calls += 1
         return events
 
 

@@ -23,7 +23,8 @@ class TagRules:
     def __init__(self, tool: Tool, index: int, marker: Marker) -> None:
         """`marker` gives a term for any text: a control token if it is one, else a string."""
         self._schema, self._index, self._marker = tool.parameters, index, marker
-        self._required = tool.parameters.get("required", [])
+        required = tool.parameters.get("required")
+        self._required = required if isinstance(required, list) else []
         self._terms: list[str] = []
         self._rules: list[str] = []
 
