@@ -99,8 +99,12 @@ class ResponseWriter(EventWriter):
         else:
             self._name = new_id("msg")
             item, part = message_item("", done=False, name=self._name), text_part("")
-        begun = self._grow("response.content_part.added", content_index=0, part=part)
-        return [*closed, self._added(item), begun]
+        added = self._added(item)  # events are numbered as they are made
+        return [
+            *closed,
+            added,
+            self._grow("response.content_part.added", content_index=0, part=part),
+        ]
 
     def _close(self) -> list[str]:
         """End the item that grows."""
