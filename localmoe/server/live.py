@@ -54,6 +54,11 @@ class Live:
 
     # --- in the event loop
 
+    @property
+    def watchers(self) -> int:
+        """How many watch."""
+        return len(self._watchers)
+
     async def watch(self, wake: Callable[[Callable[[], None]], None]) -> AsyncIterator[Frame]:
         """Yield frames until the server stops, the first at once.
 
