@@ -92,13 +92,12 @@ class Browser:
         assert "exceptionDetails" not in result, result["exceptionDetails"]
         return result["result"].get("value")
 
-    def wait(self, code: str) -> Any:
-        """Wait until an expression is true; return its value."""
+    def wait(self, code: str) -> None:
+        """Wait until an expression is true."""
         end = time.monotonic() + _PATIENCE_SECONDS
-        while not (value := self.run(code)):
+        while not self.run(f"Boolean({code})"):
             assert time.monotonic() < end, f"never true: {code}; {self.console}"
             time.sleep(0.02)
-        return value
 
     def type(self, text: str) -> None:
         """Type into what has the focus."""
