@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import TracebackType
@@ -10,7 +11,9 @@ from typing import Literal, Protocol, Self, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from localmoe.cache.stats import ExpertWatch
 from localmoe.planning.plan import MemoryPlan
+from localmoe.weights.catalog import Catalog, ExpertKey
 
 Logits = Literal["last", "all", "none"]
 FloatArray = npt.NDArray[np.float32]
@@ -197,3 +200,22 @@ class Engine(Protocol):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None: ...
+
+
+@runtime_checkable
+class WatchedEngine(Protocol):
+    """An engine whose experts can be watched while it computes."""
+
+    @property
+    def catalog(self) -> Catalog:
+        """Where the model's bytes lie."""
+        ...
+
+    def watch_experts(self, watch: ExpertWatch | None) -> Collection[ExpertKey] | None:
+        """Have every request for experts told from now on; None: no more.
+
+        Returns a view of the experts that are in memory, which changes as the engine computes; None
+        where all of them are, and then nothing is told. The watch and the view are for the thread
+        that decodes.
+        """
+        ...

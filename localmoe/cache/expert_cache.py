@@ -47,8 +47,8 @@ class ExpertCache:
         self._placement = Placement(self._layers.values(), pool, block)
         self._reader = Reader(files, pool.memory, workers)
         self._warm = WarmStart(files, pool.memory, self._placement.jobs)
-        self._occupancy = Occupancy(self._layers.values(), pool, policy)
-        o = self._occupancy
+        self.occupancy = Occupancy(self._layers.values(), pool, policy)
+        o = self.occupancy
         self._keys, self._slot_of, self._free = o.keys, o.slot_of, o.free
         self._policies, self._counters = o.policies, o.counters
         self._lent = [0] * len(pool.classes)
@@ -69,11 +69,11 @@ class ExpertCache:
     @property
     def currsize(self) -> int:
         """How many experts are in a slot or on their way."""
-        self._occupancy.note()
+        self.occupancy.note()
         return len(self._slot_of)
 
     def __contains__(self, key: ExpertKey) -> bool:
-        self._occupancy.note()
+        self.occupancy.note()
         return key in self._slot_of
 
     def data_start(self, layer: int, part: int) -> int:
@@ -82,12 +82,12 @@ class ExpertCache:
 
     def stats(self) -> CacheStats:
         """Return a snapshot of the counters."""
-        self._occupancy.note()
+        self.occupancy.note()
         return self._counters.snapshot()
 
     def uses(self) -> dict[int, Uses]:
         """Return how often each layer's experts were used, where the policy counts that."""
-        self._occupancy.note()
+        self.occupancy.note()
         return {layer: uses for policy in self._policies for layer, uses in policy.uses().items()}
 
     def warm_up(self, rates: UseRates) -> int:
@@ -110,11 +110,11 @@ class ExpertCache:
         """
         if self._pins or any(self._lent):
             raise BudgetError("experts are in use: their slots cannot be lent")
-        self._occupancy.take_over()
+        self.occupancy.take_over()
         self._pool.stop_growing()
-        for key in self._occupancy.beyond(limits):
+        for key in self.occupancy.beyond(limits):
             self._evict(key)
-        self._occupancy.resize(limits)
+        self.occupancy.resize(limits)
         self._pool.set_limits(limits)
         self._pool.grow()
 
@@ -130,20 +130,20 @@ class ExpertCache:
     def _hold(self, layer: int, ids: Iterable[int], demand: Sequence[int]) -> Lease:
         """Pin some experts of a layer; `demand` is all that it routed to."""
         self._warm.hold_off()
-        self._occupancy.take_over()
+        self.occupancy.take_over()
         class_index = self._pool.class_index(layer)
         keys = [self._keys[layer][expert] for expert in dict.fromkeys(ids)]
         is_here = self._usable if self._loading else self._slot_of.__contains__
         missing = [key for key in keys if not is_here(key)]
         if missing:
             count = self._pool.limits[class_index] - self._lent[class_index]
-            self._occupancy.check_room(keys, len(missing), self._pins, count)
+            self.occupancy.check_room(keys, len(missing), self._pins, count)
         if demand:
             self._policies[class_index].demand(layer, demand)
         lease = self._pin(layer, keys)
         if self._loading:
             self._join(keys, lease)
-        self._counters.request(keys, len(missing))
+        self._counters.request(keys, missing)
         if missing:
             self._fetch(missing, class_index, lease)
         return lease
@@ -156,7 +156,7 @@ class ExpertCache:
         class_index = self._pool.class_index(layer)
         if self._pool.limits[class_index] < 2 * self._pool.classes[class_index].widest_demand:
             return None
-        self._occupancy.take_over()
+        self.occupancy.take_over()
         keys = [self._keys[layer][expert] for expert in dict.fromkeys(ids)]
         missing = [key for key in keys if not self._usable(key)]
         lease = self._pin(layer, keys)
@@ -166,7 +166,7 @@ class ExpertCache:
 
     def discard(self, layer: int, ids: Iterable[int]) -> None:
         """Forget experts that are in slots for nothing, unless somebody holds them."""
-        self._occupancy.take_over()
+        self.occupancy.take_over()
         for key in [self._keys[layer][expert] for expert in ids]:
             if key in self._slot_of and key not in self._pins and key not in self._loading:
                 self._forget(key)
@@ -181,7 +181,7 @@ class ExpertCache:
         Experts that are there stay, so far as that leaves a few slots for the others; what is not
         held is lent to it. Raises BudgetError while anybody else holds experts of this size.
         """
-        self._occupancy.take_over()
+        self.occupancy.take_over()
         class_index = self._pool.class_index(layer)
         if self._lent[class_index] or self._pool.count(self._pins, class_index):
             raise BudgetError(f"experts of layer {layer}'s size are in use: no sweep can begin")
@@ -192,7 +192,7 @@ class ExpertCache:
         lent = max(count - len(held), min(_LEAST_LENT, count // 2), 1)
         lease = self._hold(layer, held[: count - lent], demand)
         missing = [e for e in wanted if e not in lease.slots]
-        self._counters.misses += len(missing)
+        self._counters.sweep([self._keys[layer][e] for e in missing])
         slots = [self._take_slot(class_index) for _ in range(lent)]
         self._lent[class_index] = lent
         read = partial(self._read_part, self._layers[layer])
@@ -200,14 +200,14 @@ class ExpertCache:
 
     def settle(self) -> None:
         """Learn what compiled code did, and tell it who may go next."""
-        self._occupancy.note()
-        self._occupancy.list_candidates((self._pins, self._loading))
+        self.occupancy.note()
+        self.occupancy.list_candidates((self._pins, self._loading))
 
     def finish_step(self) -> None:
         """Note that a step has ended: nothing is held by compiled code."""
         self._warm.hold_off()
         if self.compiled and self.compiled.is_full:
-            self._occupancy.note()
+            self.occupancy.note()
 
     def close(self) -> None:
         """Stop the reads and their threads. The slots belong to whoever made them."""
@@ -260,7 +260,7 @@ class ExpertCache:
     def _begin(self, key: ExpertKey, class_index: int) -> Load:
         """Give a key a slot, evicting if need be, and make its load."""
         slot = self._take_slot(class_index)
-        self._occupancy.put(key, slot, whole=False)
+        self.occupancy.put(key, slot, whole=False)
         self._loading[key] = load = Load(key, slot, self._layers[key.layer].part_nbytes)
         return load
 
@@ -277,7 +277,7 @@ class ExpertCache:
         class_index, whole = self._pool.class_index(sweep.layer), sweep.contents
         for expert, slot in whole.items():
             key = self._keys[sweep.layer][expert]
-            self._occupancy.put(key, slot, whole=True)
+            self.occupancy.put(key, slot, whole=True)
         self._free[class_index].extend(set(sweep.slots) - set(whole.values()))
         self._lent[class_index] = 0
 
@@ -289,7 +289,7 @@ class ExpertCache:
         self._forget(key)
 
     def _forget(self, key: ExpertKey) -> None:
-        self._occupancy.remove(key)
+        self.occupancy.remove(key)
         self._loading.pop(key, None)
         self._warm.keys.discard(key)
 
@@ -314,7 +314,7 @@ class ExpertCache:
                 continue  # another lease on the same expert was closed first
             if not load.error:
                 del self._loading[load.key]
-                self._occupancy.arrived(load.key, load.slot)
+                self.occupancy.arrived(load.key, load.slot)
             elif load.key not in self._pins:
                 self._forget(load.key)
         lease.slots, lease.pending = {}, []

@@ -11,7 +11,7 @@ from collections.abc import Collection, Container, Iterable, Sequence
 from localmoe.cache.compiled import CompiledExperts, Request
 from localmoe.cache.policies import MakePolicy
 from localmoe.cache.slots import SlotPool
-from localmoe.cache.stats import Counters
+from localmoe.cache.stats import Counters, ExpertWatch
 from localmoe.errors import BudgetError
 from localmoe.weights.catalog import ExpertKey, MoeLayer
 
@@ -86,6 +86,12 @@ class Occupancy:
         for free, before, limit in zip(self.free, self._pool.limits, limits, strict=True):
             free[:] = [*range(before, limit)[::-1], *(slot for slot in free if slot < limit)]
 
+    def watch(self, watch: ExpertWatch | None) -> Collection[ExpertKey]:
+        """Have requests told from now on; None: no more. Returns who is in a slot, a view."""
+        self.note()
+        self.counters.watch = watch
+        return self.slot_of.keys()
+
     def note(self) -> None:
         """Learn what compiled code did meanwhile."""
         if not self.compiled:
@@ -121,7 +127,7 @@ class Occupancy:
         class_index, of_layer = self._pool.class_index(layer), self.keys[layer]
         policy = self.policies[class_index]
         policy.demand(layer, ids)
-        self.counters.request([of_layer[expert] for expert in ids], len(puts))
+        self.counters.request([of_layer[expert] for expert in ids], [put.key for put in puts])
         for key, slot, victim in puts:
             if victim:
                 policy.remove(victim)

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 from localmoe.weights.catalog import ExpertKey
+
+ExpertWatch = Callable[[Literal["hit", "miss", "ahead"], Iterable[ExpertKey]], None]
+"""Told of experts that were asked for and found, asked for and missing, or read ahead of that.
+
+Called in the thread that decodes; a step's requests are told by the next `Engine.stats`.
+"""
 
 
 @dataclass(frozen=True)
@@ -26,19 +33,31 @@ class Counters:
     def __init__(self) -> None:
         self.hits = self.misses = self.read_bytes = self.prefetched = 0
         self._ahead: set[ExpertKey] = set()
+        self.watch: ExpertWatch | None = None
 
-    def request(self, keys: Collection[ExpertKey], n_missing: int) -> None:
+    def request(self, keys: Collection[ExpertKey], missing: Collection[ExpertKey]) -> None:
         """Count a request; what was read ahead and is asked for now was not found, either."""
         if self._ahead:
-            n_missing += len(self._ahead.intersection(keys))
+            missing = [*missing, *self._ahead.intersection(keys)]
             self._ahead.difference_update(keys)
-        self.hits += len(keys) - n_missing
-        self.misses += n_missing
+        self.hits += len(keys) - len(missing)
+        self.misses += len(missing)
+        if self.watch:
+            self.watch("hit", [key for key in keys if key not in missing])
+            self.watch("miss", missing)
+
+    def sweep(self, missing: Collection[ExpertKey]) -> None:
+        """Count experts that are missing beside those of the last request."""
+        self.misses += len(missing)
+        if self.watch:
+            self.watch("miss", missing)
 
     def read_ahead(self, keys: Collection[ExpertKey]) -> None:
         """Count experts that are read before they are asked for."""
         self.prefetched += len(keys)
         self._ahead.update(keys)
+        if self.watch:
+            self.watch("ahead", keys)
 
     def forget(self, key: ExpertKey) -> None:
         """An expert is not held any more: if it comes again, it is read again."""

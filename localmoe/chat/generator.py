@@ -69,6 +69,11 @@ class Generator:
         """Return the tokens of a request's prompt. Raises ChatError."""
         return self._prompt(request)[1]
 
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """The tokens that the engine's context holds."""
+        return self._context.tokens
+
     def save(self, path: Path) -> tuple[int, ...]:
         """Write the engine's context, see `Engine.save`; return the tokens that it holds."""
         self._engine_state()

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from localmoe import LocalMoeError, __version__
-from localmoe.cli import bench, doctor, inspect, models, plan, pull, run, trace
+from localmoe.cli import bench, doctor, inspect, models, plan, pull, run, serve, trace
 from localmoe.cli.terminal import discard_output, error_line
 
 _EXIT_ERROR = 1
@@ -25,6 +25,7 @@ app = typer.Typer(
     rich_markup_mode="rich" if sys.stdout is not None and sys.stdout.isatty() else None,
 )
 app.command("run", help=run.HELP)(run.run)
+app.command("serve", help=serve.HELP)(serve.serve)
 app.command("pull", help=pull.HELP)(pull.pull)
 app.command("list", help=models.LIST_HELP)(models.list_models)
 app.command("remove", help=models.REMOVE_HELP)(models.remove)

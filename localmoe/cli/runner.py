@@ -30,7 +30,7 @@ from localmoe.native.library import library
 from localmoe.planning.figures import find_figures
 from localmoe.planning.this_machine import PART_NBYTES
 
-_DEFAULT_ANSWER_TOKENS = 400
+DEFAULT_ANSWER_TOKENS = 400
 """For answers that nobody asked for, and for the demonstration model, which may find no end."""
 _MOST_READ_WORKERS = 16
 _DEMO_NOTE = "A small demonstration model. A large one: localmoe run FILE.gguf --memory 8GiB"
@@ -49,8 +49,8 @@ def execute(request: Request, options: RunOptions, child: DryRunChild) -> None:
     _check(options)
     bounded = request.asks_default or request.model is None
     if bounded and options.max_tokens is None:
-        options = replace(options, max_tokens=_DEFAULT_ANSWER_TOKENS)
-    with _engine(request.model, options, child) as engine:
+        options = replace(options, max_tokens=DEFAULT_ANSWER_TOKENS)
+    with open_engine(request.model, options, child) as engine:
         session = _session(engine, options)
         try:
             if request.prompt is None:
@@ -84,7 +84,8 @@ def _check(options: RunOptions) -> None:
 
 
 @contextmanager
-def _engine(model: Path | None, options: RunOptions, child: DryRunChild) -> Iterator[Engine]:
+def open_engine(model: Path | None, options: RunOptions, child: DryRunChild) -> Iterator[Engine]:
+    """Load the model that the options name, the demonstration model for None, and close it."""
     path = model or demo_model_path()
     settings = Settings(
         memory_bytes=options.memory_bytes,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,28 +16,22 @@ from localmoe.backends.llama.compiled import Counts, Exchange
 from localmoe.backends.llama.hook import RoutingWatch
 from localmoe.backends.llama.loader import LoadedModel
 from localmoe.backends.llama.marks import Marks
-from localmoe.backends.llama.parameters import output_limit
+from localmoe.backends.llama.parameters import SAMPLING_KEYS, output_limit
 from localmoe.backends.llama.sharing import CoreSharing
 from localmoe.backends.llama.source import ModelSource
 from localmoe.backends.llama.streaming import Streaming
 from localmoe.backends.llama.tokenizer import LlamaTokenizer
 from localmoe.cache.expert_cache import ExpertCache
 from localmoe.cache.slots import SlotPool
-from localmoe.cache.stats import CacheStats
+from localmoe.cache.stats import CacheStats, ExpertWatch
 from localmoe.closing import Closing
 from localmoe.errors import ContextFullError, EngineError, InterruptedDecodeError
 from localmoe.planning.plan import MemoryPlan
-from localmoe.weights.catalog import Catalog
+from localmoe.weights.catalog import Catalog, ExpertKey
 
 _WATCHED_TOKENS = 64
 _ABORTED = 2  # what llama_decode returns then
 _NO_ABORT = L.ggml_abort_callback()
-_SAMPLING_KEYS = {
-    "general.sampling.temp": "temperature",
-    "general.sampling.top_k": "top_k",
-    "general.sampling.top_p": "top_p",
-    "general.sampling.min_p": "min_p",
-}
 
 
 class LlamaEngine(Closing):
@@ -68,8 +62,7 @@ class LlamaEngine(Closing):
         self._tokens: list[int] = []
         self._interrupted = False
         self._abort = L.ggml_abort_callback(lambda _: self._interrupted)
-        self._decoded, self._seconds = 0, 0.0
-        self._load_seconds = 0.0
+        self._decoded, self._seconds, self._load_seconds = 0, 0.0, 0.0
 
     @property
     def catalog(self) -> Catalog:
@@ -109,7 +102,7 @@ class LlamaEngine(Closing):
     @property
     def generation_defaults(self) -> dict[str, float]:
         """Sampling values that the checkpoint asks for."""
-        found = {ours: self._catalog.metadata.get(key) for key, ours in _SAMPLING_KEYS.items()}
+        found = {ours: self._catalog.metadata.get(key) for key, ours in SAMPLING_KEYS.items()}
         return {ours: float(v) for ours, v in found.items() if isinstance(v, (int, float))}
 
     @property
@@ -178,6 +171,10 @@ class LlamaEngine(Closing):
         """Let a function overwrite what routers choose: for replays. Not where all is resident."""
         if self._streaming:
             self._streaming.callback.exchange(exchange)
+
+    def watch_experts(self, watch: ExpertWatch | None) -> Collection[ExpertKey] | None:
+        """Have requests for experts told; see `backends.base.WatchedEngine`."""
+        return self._streaming.cache.occupancy.watch(watch) if self._streaming else None
 
     def compiled_counts(self) -> Counts | None:
         """Return what the compiled callback did so far; None where there is none."""
@@ -249,8 +246,7 @@ class LlamaEngine(Closing):
         self._source.close()
 
     def _share_cores(self) -> None:
-        sharing = self._sharing
-        if sharing and self._streaming:
+        if (sharing := self._sharing) and self._streaming:
             L.llama_set_n_threads(self._context, sharing.n_threads, sharing.most)
             fewer = sharing.n_threads if sharing.n_threads < sharing.most else None
             self._streaming.callback.share_cores(fewer, alone=sharing.alone)

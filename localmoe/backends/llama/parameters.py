@@ -22,6 +22,13 @@ thought that the template drops) would read the whole prompt again.
 _LOAD_MODE_NONE, _LOAD_MODE_MMAP = 0, 1
 _LAZY_MODE_OFF = 0  # a large tensor would be mapped from the skeleton, which has no data
 _OUTPUT_NBYTES = 64 << 20
+SAMPLING_KEYS = {
+    "general.sampling.temp": "temperature",
+    "general.sampling.top_k": "top_k",
+    "general.sampling.top_p": "top_p",
+    "general.sampling.min_p": "min_p",
+}
+"""What checkpoints call their sampling values, and what we do."""
 EvalCallback = tuple[Any, int | None]
 """A function that the scheduler calls with graph nodes, and what else it gets."""
 

@@ -1,0 +1,1 @@
+"""A model behind HTTP, for programs that speak to OpenAI's or Anthropic's servers, and a page."""
