@@ -3,8 +3,8 @@
     python benchmarks/plan_accuracy.py [--rounds 3]
 
 For each model the machine is measured (`localmoe bench measure`: its speed may differ from one hour
-to the next), the model's routing is recorded along some tokens, and planned with both. Then other tokens of
-the same kind are decoded for real, after a warm-up that fills the slots.
+to the next), the model's routing is recorded along some tokens, and planned with both. Then other
+tokens of the same kind are decoded for real, after a warm-up that fills the slots.
 """
 
 from __future__ import annotations
@@ -59,22 +59,9 @@ def run(*arguments: str) -> str:
 
 def planned(model: Path, trace: Path, settings: Settings) -> Answer:
     """Ask the command."""
-    command = [
-        sys.executable,
-        "-m",
-        "localmoe",
-        "plan",
-        str(model),
-        "--trace",
-        str(trace),
-        "--json",
-    ]
-    command += ["--memory", f"{(settings.memory_bytes or 0) // MIB}MiB"]
-    command += ["--context", str(settings.context_tokens)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(done.stderr)
-    answer: Answer = json.loads(done.stdout)
+    memory = f"{(settings.memory_bytes or 0) // MIB}MiB"
+    options = ("--trace", str(trace), "--memory", memory, "--context", str(CONTEXT_TOKENS))
+    answer: Answer = json.loads(run("plan", str(model), *options, "--json"))
     return answer
 
 
@@ -122,7 +109,7 @@ def compare(model: Path, budgets_mib: list[int], rounds: int) -> list[Answer]:
 
 
 def demo_budgets(model: Path) -> list[int]:
-    """Return three in which it streams (its experts are 39 MiB together), and one in which it fits."""
+    """Return three in which it streams (its experts are 39 MiB), and one in which it fits."""
     settings = Settings(context_tokens=CONTEXT_TOKENS)
     least = smallest_memory_mib(model, settings) + 6  # processes differ by some MiB
     return [least + step for step in (0, 4, 8, 40)]
@@ -137,14 +124,7 @@ def main() -> None:
     rows += compare(demo, demo_budgets(demo), given.rounds)
     worst = max(abs(row["error"]) for row in rows)
     print(f"largest error: {worst:.0%}")
-    figures = json.loads(
-        subprocess.run(
-            [sys.executable, "-m", "localmoe", "bench", "measure", "--show", "--json"],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-    )
+    figures = json.loads(run("bench", "measure", "--show", "--json"))
     result = {"rows": rows, "largest_error": worst, "figures": figures}
     record(given.data, "plan-accuracy", entry, result)
 
