@@ -2,7 +2,7 @@
 
 Decode, with R the bytes that are read, B what a token multiplies with in layer order:
 
-    computing = weights / their rate + KV cache / memory + layers x what a layer costs beside
+    computing = weights / their rate + KV cache / its rate + layers x what a layer costs beside
     reading   = routed bytes x (1 - hit rate) / drive
     fast      = max(reading, computing)      everything overlaps
     expected  = layer by layer: before the router, then max(reading, experts that were found),
@@ -55,7 +55,7 @@ def decode_seconds(
     `kv_nbytes` is how much of the KV cache it looks at.
     """
     overhead = work.layers * rates.layer_seconds
-    before = rates.decode_seconds(work.resident) + kv_nbytes / rates.memory_bytes_per_second
+    before = rates.decode_seconds(work.resident) + rates.kv_seconds(kv_nbytes)
     before += overhead
     experts = rates.decode_seconds(work.routed)
     computing = before + experts

@@ -13,9 +13,11 @@ class Rates:
     read_bytes_per_second: float
     """Experts from the drive, several at once."""
     memory_bytes_per_second: float
-    """Weights of a type that is not in `decode`, and the KV cache."""
+    """Weights of a type that is not in `decode`."""
     operations_per_second: float
     """Many tokens at once, with weights of a type that is not in `prefill`."""
+    kv_bytes_per_second: float | None = None
+    """The KV cache; None: like weights of an unknown type."""
     read_latency_seconds: float = 100e-6
     layer_seconds: float = 0.0
     """What a layer of a token takes beside its weights."""
@@ -23,6 +25,10 @@ class Rates:
     """Bytes of weights per second that one token is multiplied with, by ggml type."""
     prefill: Mapping[str, float] = field(default_factory=dict)
     """Operations per second with many tokens at once, by ggml type."""
+
+    def kv_seconds(self, nbytes: float) -> float:
+        """Return how long looking at so much of the KV cache takes."""
+        return nbytes / (self.kv_bytes_per_second or self.memory_bytes_per_second)
 
     def decode_seconds(self, nbytes: Mapping[str, int]) -> float:
         """Return how long one token's products with so many bytes of each type take."""

@@ -74,6 +74,8 @@ def _rates(figures: Figures, guessed: Rates) -> Rates:
         read_bytes_per_second=figures.read_bytes_per_second(PART_NBYTES)
         or guessed.read_bytes_per_second,
         memory_bytes_per_second=min([memory, *decode.values()]),
+        # It is of 16 bits, and gone through like weights that are.
+        kv_bytes_per_second=decode.get("F16") or decode.get("BF16") or memory,
         operations_per_second=min(prefill.values(), default=guessed.operations_per_second),
         layer_seconds=figures.layer_seconds or 0.0,
         decode=decode,
@@ -86,6 +88,7 @@ def _scaled(rates: Rates, factor: float) -> Rates:
         rates,
         read_bytes_per_second=rates.read_bytes_per_second * factor,
         memory_bytes_per_second=rates.memory_bytes_per_second * factor,
+        kv_bytes_per_second=rates.kv_bytes_per_second and rates.kv_bytes_per_second * factor,
         operations_per_second=rates.operations_per_second * factor,
         layer_seconds=rates.layer_seconds / factor,
         decode={name: rate * factor for name, rate in rates.decode.items()},

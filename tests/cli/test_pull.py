@@ -135,6 +135,7 @@ def test_all_shards_come_and_only_what_belongs_to_the_quantization_goes(
     assert [m["name"] for m in left] == [FULL]
 
 
+@pytest.mark.usefixtures("python_handler")
 def test_a_download_that_was_stopped_is_incomplete_and_goes_on(
     localmoe: Localmoe, server: HubServer, model: bytes, home: dict[str, str]
 ) -> None:
