@@ -10,6 +10,7 @@ from typing import Any
 
 from localmoe.backends.llama.planned import plan_model
 from localmoe.bench.request import DecodeRequest
+from localmoe.bench.spread import is_doubtful
 from localmoe.errors import LocalMoeError
 from localmoe.planning.figures import Kernel
 from localmoe.planning.token_work import TokenWork
@@ -45,6 +46,8 @@ class Kernels:
     layer_seconds: float | None
     """None: not measured, and it is in the times of the kernels."""
     failed: Mapping[str, str]
+    doubtful: tuple[str, ...] = ()
+    """Types, or LAYER, whose samples lie far apart or cannot be told from noise."""
 
 
 def measure_kernels(
@@ -57,10 +60,13 @@ def measure_kernels(
     """
     kernels: dict[str, Kernel] = {}
     failed: dict[str, str] = {}
+    doubtful: list[str] = []
     layer_seconds = None
     try:
         thin = _Measured.take(folder, _thin(), "Q8_0", request, run)
         layer_seconds = thin.token_seconds / thin.work.layers
+        if thin.is_doubtful:
+            doubtful.append(LAYER)
     except (LocalMoeError, OSError) as error:
         failed[LAYER] = _reason(error)
     for done, type_name in enumerate(request.types):
@@ -69,9 +75,11 @@ def measure_kernels(
         try:
             measured = _Measured.take(folder, _wide(request.experts), type_name, request, run)
             kernels[type_name] = measured.kernel(layer_seconds or 0.0)
+            if measured.is_doubtful or measured.is_drowned_by(layer_seconds or 0.0):
+                doubtful.append(type_name)
         except (LocalMoeError, OSError) as error:
             failed[type_name] = _reason(error)
-    return Kernels(kernels, layer_seconds, failed)
+    return Kernels(kernels, layer_seconds, failed, tuple(doubtful))
 
 
 def _reason(error: Exception) -> str:
@@ -84,6 +92,7 @@ class _Measured:
     token_seconds: float
     prefill_seconds: float
     """Of one token of the prompt."""
+    is_doubtful: bool
 
     @classmethod
     def take(
@@ -107,8 +116,13 @@ class _Measured:
         if report is None:
             raise LocalMoeError("the process was killed: the memory may not suffice")
         extra = report["extra"]
-        token = statistics.median(extra["token_seconds"])
-        return cls(work, token, 1 / extra["prefill_tokens_per_second"])
+        samples = extra["token_seconds"]
+        prefill_seconds = 1 / extra["prefill_tokens_per_second"]
+        return cls(work, statistics.median(samples), prefill_seconds, is_doubtful(samples))
+
+    def is_drowned_by(self, layer_seconds: float) -> bool:
+        """Whether layers of a thin model would take most of a token: one of the two is noise."""
+        return self.work.layers * layer_seconds > self.token_seconds / 2
 
     def kernel(self, layer_seconds: float) -> Kernel:
         """Take away what layers cost beside; the routers of other types count as this one."""

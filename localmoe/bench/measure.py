@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import statistics
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from localmoe.bench.kernel_rates import KernelRequest, Kernels, Run, measure_ker
 from localmoe.bench.machine import describe_versions
 from localmoe.bench.memory_rate import measure_memory
 from localmoe.bench.read_rates import DEPTHS, SIZES_NBYTES, measure_reads, scratch_file
+from localmoe.bench.spread import is_doubtful
 from localmoe.errors import SettingsError
 from localmoe.planning.figures import Figures
 from localmoe.planning.machine import available_memory_bytes, cpu_model
@@ -45,7 +47,7 @@ def measure_machine(request: MeasureRequest, run: Run, progress: Progress | None
     be used, LocalMoeError.
     """
     with scratch_file(request.folder, request.file_nbytes, progress) as path:
-        reads, is_direct = measure_reads(
+        reads = measure_reads(
             path, request.read_seconds, progress, sizes=request.sizes, depths=request.depths
         )
     cores = available_threads()
@@ -53,6 +55,8 @@ def measure_machine(request: MeasureRequest, run: Run, progress: Progress | None
         progress("reading memory", 0, 1)
     room = available_memory_bytes() // _MEMORY_SHARE // cores
     array_nbytes = max(1 << 20, min(request.array_nbytes, room))
+    together, alone = measure_memory(cores, array_nbytes), measure_memory(1, array_nbytes)
+    memory = {"memory": together, "memory, one core": alone}
     kernels = _kernels(request, run, progress)
     return Figures(
         cpu=cpu_model(),
@@ -61,13 +65,18 @@ def measure_machine(request: MeasureRequest, run: Run, progress: Progress | None
         measured_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         version=describe_versions()["localmoe"],
         drive=str(request.folder),
-        is_direct=is_direct,
-        memory_bytes_per_second=measure_memory(cores, array_nbytes),
-        core_memory_bytes_per_second=measure_memory(1, array_nbytes),
+        is_direct=reads.is_direct,
+        memory_bytes_per_second=statistics.median(together),
+        core_memory_bytes_per_second=statistics.median(alone),
         layer_seconds=kernels.layer_seconds,
-        reads=reads,
+        reads=reads.points,
         kernels=kernels.kernels,
         failed=kernels.failed,
+        doubtful=(
+            *reads.doubtful,
+            *(name for name, rates in memory.items() if is_doubtful(rates)),
+            *kernels.doubtful,
+        ),
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,8 +12,8 @@ _ARRAY_NBYTES = 256 << 20
 _SAMPLES = 5
 
 
-def measure_memory(cores: int, array_nbytes: int = _ARRAY_NBYTES) -> float:
-    """Return the bytes per second that so many cores read together, each from its own array."""
+def measure_memory(cores: int, array_nbytes: int = _ARRAY_NBYTES) -> list[float]:
+    """Return samples of the bytes per second that so many cores read, each its own array."""
     arrays = [np.ones(array_nbytes // 4, np.float32) for _ in range(cores)]
     rates = []
     with ThreadPoolExecutor(cores) as pool:
@@ -23,4 +22,4 @@ def measure_memory(cores: int, array_nbytes: int = _ARRAY_NBYTES) -> float:
             began = time.perf_counter()
             list(pool.map(np.max, arrays))  # releases the interpreter while it runs
             rates.append(cores * array_nbytes / (time.perf_counter() - began))
-    return statistics.median(rates)
+    return rates

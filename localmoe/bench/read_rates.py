@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import random
+import statistics
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from localmoe.bench.device import Choose, timed_reads
+from localmoe.bench.spread import is_doubtful
 from localmoe.cache.direct_file import DirectFile
 from localmoe.cache.memory import HostMemory, round_up
 from localmoe.errors import SettingsError
@@ -24,6 +27,17 @@ DEPTHS = (1, 2, 4, 8, 16, 32)
 STAGE = "reading"
 _PIECE_NBYTES = 16 << 20
 _SPARE_BYTES = 256 << 20
+_SAMPLES = 3
+
+
+class Reads(NamedTuple):
+    """What was found of a drive."""
+
+    points: tuple[ReadPoint, ...]
+    is_direct: bool
+    """Whether the reads went past the page cache."""
+    doubtful: tuple[str, ...]
+    """Points whose samples lie far apart, named for a person."""
 
 
 @contextmanager
@@ -66,31 +80,37 @@ def measure_reads(
     *,
     sizes: Sequence[int] = SIZES_NBYTES,
     depths: Sequence[int] = DEPTHS,
-) -> tuple[tuple[ReadPoint, ...], bool]:
-    """Read the file at random places, `seconds` long for each size and depth.
+) -> Reads:
+    """Read the file at random places, `seconds` long for each size and depth, in a few samples.
 
-    Returns the rates, and whether the reads went past the page cache. Raises ExpertReadError.
+    Raises ExpertReadError.
     """
     file = DirectFile(str(path))
     length = path.stat().st_size
-    points = []
+    points, doubtful = [], []
     try:
         cases = [(size, depth) for size in sizes if size <= length for depth in depths]
         for done, (size, depth) in enumerate(cases):
             if progress:
                 progress(STAGE, done, len(cases))
-            points.append(ReadPoint(size, depth, _rate(file, length, size, depth, seconds)))
+            rates = _rates(file, length, size, depth, seconds / _SAMPLES)
+            points.append(ReadPoint(size, depth, statistics.median(rates)))
+            if is_doubtful(rates):
+                doubtful.append(f"reads of {format_nbytes(size)}, {depth} at once")
     finally:
         file.close()
-    return tuple(points), file.direct
+    return Reads(tuple(points), file.direct, tuple(doubtful))
 
 
-def _rate(file: DirectFile, length: int, nbytes: int, depth: int, seconds: float) -> float:
+def _rates(file: DirectFile, length: int, nbytes: int, depth: int, seconds: float) -> list[float]:
     memory = HostMemory(round_up(nbytes + 2 * 4096, 4096) * depth)
     try:
         memory.prefault()
         chooser = partial(_chooser, file.path, length, nbytes)
-        return timed_reads({file.path: file}, chooser, memory, depth, seconds).bytes_per_second
+        samples = (
+            timed_reads({file.path: file}, chooser, memory, depth, seconds) for _ in range(_SAMPLES)
+        )
+        return [sample.bytes_per_second for sample in samples]
     finally:
         memory.close()
 

@@ -128,6 +128,13 @@ def _print(figures: Figures) -> None:
     console.print("\nWeights in memory")
     console.print(_kernels(figures))
     console.print(f"\n{_words(figures)}")
+    if figures.doubtful:
+        names = without_controls(", ".join(figures.doubtful))
+        console.print(
+            f"\nDoubtful, as samples lay far apart: {names}. Something else was running; measure "
+            "again when nothing is.",
+            markup=False,
+        )
 
 
 def _reads(figures: Figures) -> Table:

@@ -74,7 +74,9 @@ def _measured(place: Path) -> Measured:
         figures = find_figures(figures_dir(), place)
     except SettingsError as error:
         return Measured(error=str(error))
-    return Measured(figures.measured_at if figures else None)
+    if figures is None:
+        return Measured()
+    return Measured(figures.measured_at, n_doubtful=len(figures.doubtful))
 
 
 def _show(checks: Sequence[Check]) -> None:

@@ -41,6 +41,8 @@ class Measured:
 
     at: str | None = None
     error: str | None = None
+    n_doubtful: int = 0
+    """How many of them cannot be relied on."""
 
 
 def check_figures(measured: Measured, now: datetime.datetime) -> Check:
@@ -56,6 +58,8 @@ def check_figures(measured: Measured, now: datetime.datetime) -> Check:
         return better(name, f"measured at an unreadable time ({measured.at!r})", _MEASURE)
     days = (now - (then if then.tzinfo else then.replace(tzinfo=datetime.UTC))).days
     found = f"measured {then.date().isoformat()}, {max(0, days)} days ago"
+    if measured.n_doubtful:
+        return better(name, f"{found}, {measured.n_doubtful} of them doubtful", _MEASURE)
     return better(name, found, _MEASURE) if days > _OLD_DAYS else ok(name, found)
 
 

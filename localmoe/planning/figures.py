@@ -71,7 +71,7 @@ class Figures:
     failed: Mapping[str, str] = field(default_factory=dict)
     """By ggml type, why there is no kernel where one was tried; "layers": no layer_seconds."""
     doubtful: tuple[str, ...] = ()
-    """What differed by more than half from one sample to the next, each named for a person."""
+    """What differed by more than half between samples, each named for a person."""
 
     def read_bytes_per_second(self, nbytes: float, depth: int | None = None) -> float | None:
         """Return the rate of reads of this size; None: not measured.

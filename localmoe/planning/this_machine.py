@@ -46,7 +46,9 @@ class ThisMachine:
         """Say where its speeds come from."""
         if self.figures:
             drive = "" if self.figures.reads else ", but for this drive, which is guessed"
-            return f"measured on {self.figures.measured_at[:10]} by localmoe bench measure{drive}"
+            doubt = "; some of it doubtful, measure again" if self.figures.doubtful else ""
+            day = self.figures.measured_at[:10]
+            return f"measured on {day} by localmoe bench measure{drive}{doubt}"
         return "guessed from its cores; localmoe bench measure finds its own in two minutes"
 
     def views(self) -> Views:

@@ -439,6 +439,7 @@ class TestFolders:
             (Measured("2026-11-20T10:00:00"), Verdict.OK),
             (Measured("2026-01-01T10:00:00+00:00"), Verdict.BETTER),
             (Measured("yesterday"), Verdict.BETTER),
+            (Measured("2026-11-20T10:00:00+00:00", n_doubtful=2), Verdict.BETTER),
             (Measured(), Verdict.BETTER),
             (Measured(error="it is damaged"), Verdict.BETTER),
         ],
