@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from localmoe.cli.model_argument import ModelFile
 from localmoe.cli.options import (
@@ -41,6 +42,9 @@ from localmoe.cli.serve_options import (
     SessionsSize,
 )
 from localmoe.errors import SettingsError
+
+if TYPE_CHECKING:
+    from localmoe.server.options import ServerOptions
 
 HELP = """Serve a model over HTTP, and a page to chat with it.
 
@@ -124,6 +128,11 @@ def serve(  # noqa: PLR0913 (the command line's options are this function's para
         mirrors=tuple(mirror or ()),
         max_tokens=max_tokens,
     )
+    _execute(model, server, options)
+
+
+def _execute(model: Path | None, server: ServerOptions, options: RunOptions) -> None:
+    """Start the child that plans, and import what takes its time meanwhile."""
     from localmoe.backends.llama.dry_run import DryRunChild
 
     with DryRunChild() as child:

@@ -8,8 +8,6 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
-
 _MARGIN_FRACTION = 0.05
 _MARGIN_MIN_BYTES = 256 << 20
 _NO_LIMIT_BYTES = 1 << 60  # cgroup v1 writes "no limit" as a number close to 2**63
@@ -23,6 +21,8 @@ def available_memory_bytes(
     The least of free physical memory and what every control group above the process leaves; what
     the process holds already counts as its own.
     """
+    import psutil  # takes its time, and help needs none of it
+
     own = held_memory_bytes()
     rooms = [int(psutil.virtual_memory().available) + own]
     rooms += [room + own for room in _group_rooms(cgroup_root, proc_cgroup)]
@@ -42,6 +42,8 @@ def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
 
 def held_memory_bytes() -> int:
     """Return what this process holds, after it gave back what it has freed: bytes."""
+    import psutil  # takes its time, and help needs none of it
+
     _trim_heap()
     return int(psutil.Process().memory_info().rss)
 

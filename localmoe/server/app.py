@@ -8,6 +8,7 @@ import hashlib
 import re
 from collections.abc import AsyncIterator
 from importlib import resources
+from importlib.metadata import version
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -15,7 +16,6 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
 
-from localmoe import __version__
 from localmoe.errors import LocalMoeError
 from localmoe.server.api_error import ApiError, api_error, shape_of
 from localmoe.server.chat_completions import ChatRequest, ChatWriter, chat_completion
@@ -41,7 +41,7 @@ def create_app(service: Service) -> Guard:
     # exceptions say, and that may be a conversation.
     app = FastAPI(
         title="localmoe",
-        version=__version__,
+        version=version("localmoe"),
         docs_url=None,
         redoc_url=None,
         telemetry={

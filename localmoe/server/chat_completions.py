@@ -5,11 +5,11 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Sequence
+from importlib.metadata import version
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from localmoe import __version__
 from localmoe.chat.events import (
     Notice,
     Piece,
@@ -48,7 +48,7 @@ from localmoe.server.openai_parts import (
 )
 from localmoe.server.service import Service
 
-FINGERPRINT = f"localmoe-{__version__}"
+FINGERPRINT = f"localmoe-{version('localmoe')}"
 
 
 class ChatTool(Body):
