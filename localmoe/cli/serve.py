@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,7 @@ from localmoe.cli.run_options import (
     sampling_flags,
 )
 from localmoe.cli.serve_options import (
+    API_KEY_VARIABLE,
     AllowOrigins,
     ApiKey,
     ApiKeyFile,
@@ -152,6 +154,7 @@ def _keys(key: str | None, path: Path | None) -> tuple[str, ...]:
     from localmoe.server.options import read_keys
 
     keys = read_keys(path) if path else ()
-    if key == "":
-        raise SettingsError("the API key is empty: give one, or unset LOCALMOE_API_KEY")
+    # An empty variable is none to the parser; whoever set it believes that there is a key.
+    if key == "" or (key is None and os.environ.get(API_KEY_VARIABLE) == ""):
+        raise SettingsError(f"the API key is empty: give one, or unset {API_KEY_VARIABLE}")
     return (*keys, key) if key else keys
