@@ -34,11 +34,12 @@ def generator_of(engine: ScriptedEngine) -> Generator:
     return Generator(engine, dialect_for(engine)[0])
 
 
-def ask(served: Served, *texts: str, session: str | None = None) -> int:
+def ask(served: Served, *texts: str, session: str | None = None, key: str = "") -> int:
     """Ask in a conversation of questions and answers; return the cached tokens."""
     roles = ("user", "assistant")
     messages = [{"role": roles[i % 2], "content": text} for i, text in enumerate(texts)]
     headers = {"X-Session-Id": session} if session else {}
+    headers |= {"x-api-key": key} if key else {}
     body = {"model": "tiny", "messages": messages}
     response = httpx.post(f"{served.api}/chat/completions", json=body, headers=headers)
     until(lambda: not served.service.worker.is_busy)
@@ -127,6 +128,16 @@ def test_a_named_conversation_has_one_state(serve: Serve, tmp_path: Path) -> Non
         headers={"X-Session-Id": "x" * 600},
     )
     assert refused.status_code == 400
+
+
+def test_a_name_belongs_to_the_key_that_gave_it(serve: Serve, tmp_path: Path) -> None:
+    keys = ("the-first-of-two-keys", "the-second-of-two-keys")
+    served = serve(engine(), sessions=tmp_path, api_keys=keys)
+    for key, text in zip(keys, (FIRST, OTHER), strict=True):
+        ask(served, text, session="mine", key=key)
+    assert len(files(tmp_path)) == 4
+    ask(served, "Something else altogether.", session="mine", key=keys[0])
+    assert len(files(tmp_path)) == 4
 
 
 def damage_head(path: Path) -> None:
