@@ -14,7 +14,7 @@ import pytest
 import localmoe
 from browser import Browser, find
 from scripted import ScriptedEngine
-from server_tools import Serve, until
+from server_tools import EndlessEngine, Serve, until
 from serving import HERMES, Served
 
 COMMAND = find()
@@ -131,9 +131,11 @@ def test_tools_are_called_in_the_page_and_shown(serve: Serve, page: Browser) -> 
 
 @needs_browser
 def test_the_keyboard_is_enough(serve: Serve, page: Browser) -> None:
-    served = serve(script)
+    engine = EndlessEngine(script, "forever")
+    served = serve(engine)
     talk(served, page, "forever")
-    page.wait("document.querySelector('.said')?.textContent.length > 20")
+    until(engine.stands.is_set)
+    page.wait("document.querySelector('.said')?.textContent.length > 10")
     page.press("Escape", 27)
     page.wait("!running")
     assert "stopped" in page.run("document.querySelector('.meta').textContent")
