@@ -118,7 +118,7 @@ def _add_anthropic(app: FastAPI, service: Service) -> None:
     @app.post("/v1/messages/count_tokens")
     async def count_tokens(body: CountRequest) -> dict[str, int]:
         service.check_model(body.model)
-        # Beside the engine's thread: it only reads the vocabulary and the template.
+        # Beside the engine's thread: tokenizers may be read by many, templates take turns.
         tokens = await asyncio.to_thread(service.generator.encode, body.request(service))
         return {"input_tokens": len(tokens)}
 
