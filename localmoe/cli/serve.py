@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -70,6 +71,7 @@ Examples:
   client = OpenAI(base_url="http://127.0.0.1:8080/v1", api_key="none")
   client.chat.completions.create(model="demo", messages=[{"role": "user", "content": "Hello!"}])
 """
+_SHARD = re.compile(r"-\d{5}-of-\d{5}$")
 _DEFAULT_REQUEST_NBYTES = 32 << 20
 _DEFAULT_SESSIONS_NBYTES = 8 << 30
 
@@ -108,7 +110,7 @@ def serve(  # noqa: PLR0913 (the command line's options are this function's para
     server = ServerOptions(
         host=host,
         port=port,
-        names=_names(model, name or []),
+        names=default_names(model, name or []),
         api_keys=_keys(api_key, api_key_file),
         allow_origins=tuple(allow_origin or ()),
         max_request_bytes=max_request_size or _DEFAULT_REQUEST_NBYTES,
@@ -143,11 +145,12 @@ def _execute(model: Path | None, server: ServerOptions, options: RunOptions) -> 
         execute(model, server, options, child)
 
 
-def _names(model: Path | None, given: list[str]) -> tuple[str, ...]:
+def default_names(model: Path | None, given: list[str]) -> tuple[str, ...]:
     """Return what the model may be called, its own name first."""
     if any(name != "*" for name in given):
         return tuple(sorted(given, key=lambda name: name == "*"))
-    return (model.stem if model else "demo", *given)
+    own = _SHARD.sub("", model.name.removesuffix(".gguf")) if model else ""
+    return (own or "demo", *given)
 
 
 def _keys(key: str | None, path: Path | None) -> tuple[str, ...]:

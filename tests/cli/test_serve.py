@@ -17,6 +17,8 @@ import httpx
 import openai
 import pytest
 
+from localmoe.cli.serve import default_names
+
 SERVE = (sys.executable, "-m", "localmoe", "serve")
 SMALL = ("--port", "0", "--context", "1024", "--no-profile", "--seed", "1")
 LONG = "Tell me all that you know about the sea, the wind and the stars, one after the other."
@@ -200,6 +202,30 @@ def test_a_key_from_the_environment_opens_it_to_other_machines(
     status, log = server.end()
     assert status == 0
     assert "long-enough" not in log
+
+
+def test_a_model_is_named_after_its_file(
+    start: Callable[..., Process], demo_model_path: Path
+) -> None:
+    assert [model.id for model in start(str(demo_model_path)).client.models.list()] == [
+        demo_model_path.name.removesuffix(".gguf")
+    ]
+    named = start(str(demo_model_path), "--name", "*", "--name", "gpt-9")
+    assert [model.id for model in named.client.models.list()] == ["gpt-9"]
+    assert named.say("Hello!", model="whatever").model == "gpt-9"
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("Qwen3-30B-A3B-Q4_K_M.gguf", "Qwen3-30B-A3B-Q4_K_M"),
+        ("K2-Q4_K_M-00001-of-00013.gguf", "K2-Q4_K_M"),
+        ("Qwen3-1.7B", "Qwen3-1.7B"),
+        (None, "demo"),
+    ],
+)
+def test_the_name_has_no_number_of_a_shard(file: str | None, name: str) -> None:
+    assert default_names(Path("folder", file) if file else None, ["*"]) == (name, "*")
 
 
 def test_help_shows_how_to_ask(environment: dict[str, str]) -> None:
