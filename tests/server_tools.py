@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -12,6 +13,28 @@ from scripted import ScriptedEngine
 from serving import HERMES, Served, served
 
 Serve = Callable[..., Served]
+
+
+class EndlessEngine(ScriptedEngine):
+    """Says 20 tokens of an answer that has `word` in its prompt, then stands still until it is
+    interrupted, however fast or slow the machine is."""
+
+    def __init__(self, script: Callable[[str], str], word: str) -> None:
+        self.stands = threading.Event()
+        """Set once it stands still."""
+        self._halt, self._word = threading.Event(), word
+        super().__init__(script=script, chat_template=HERMES, pause=self._halt)
+        self._halt.set()
+
+    def _wait(self) -> None:
+        super()._wait()
+        if self._n_said >= 20 and self._word in self.prompts[-1]:
+            self._halt.clear()
+            self.stands.set()
+            try:
+                super()._wait()
+            finally:
+                self._halt.set()
 
 
 @contextmanager

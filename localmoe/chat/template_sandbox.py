@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -50,7 +51,7 @@ class GenerationTag(Extension):
 
 
 class BoundedEnvironment(ImmutableSandboxedEnvironment):
-    """Jinja's sandbox with an allowance. Renders one template at a time."""
+    """Jinja's sandbox with an allowance. Renders one template at a time, in any thread."""
 
     intercepted_binops = frozenset(("+", "*", "**", "%"))
 
@@ -63,6 +64,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
             extensions=("jinja2.ext.loopcontrols", GenerationTag),
             finalize=self._finalize,
         )
+        self._rendering = threading.Lock()
         self._limits = limits
         self._allowance = Allowance(limits)
         self._given: frozenset[int] = frozenset()
@@ -97,13 +99,15 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
 
     def render(self, template: Template, variables: dict[str, Any]) -> str:
         """Render with a fresh allowance. Raises whatever the template raises."""
-        self._allowance = Allowance(self._limits)
-        self._given = _list_ids(variables)
         pieces: list[str] = []
-        for piece in template.generate(variables):
-            self._allowance.take_characters(len(piece))
-            self._allowance.take_steps(1)
-            pieces.append(piece)
+        # Two at once would draw on one allowance, and change lists that were given to the other.
+        with self._rendering:
+            self._allowance = Allowance(self._limits)
+            self._given = _list_ids(variables)
+            for piece in template.generate(variables):
+                self._allowance.take_characters(len(piece))
+                self._allowance.take_steps(1)
+                pieces.append(piece)
         return "".join(pieces)
 
     def call(self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:

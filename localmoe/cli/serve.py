@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +31,7 @@ from localmoe.cli.run_options import (
     sampling_flags,
 )
 from localmoe.cli.serve_options import (
+    API_KEY_VARIABLE,
     AllowOrigins,
     ApiKey,
     ApiKeyFile,
@@ -68,6 +71,7 @@ Examples:
   client = OpenAI(base_url="http://127.0.0.1:8080/v1", api_key="none")
   client.chat.completions.create(model="demo", messages=[{"role": "user", "content": "Hello!"}])
 """
+_SHARD = re.compile(r"-\d{5}-of-\d{5}$")
 _DEFAULT_REQUEST_NBYTES = 32 << 20
 _DEFAULT_SESSIONS_NBYTES = 8 << 30
 
@@ -106,7 +110,7 @@ def serve(  # noqa: PLR0913 (the command line's options are this function's para
     server = ServerOptions(
         host=host,
         port=port,
-        names=_names(model, name or []),
+        names=default_names(model, name or []),
         api_keys=_keys(api_key, api_key_file),
         allow_origins=tuple(allow_origin or ()),
         max_request_bytes=max_request_size or _DEFAULT_REQUEST_NBYTES,
@@ -141,17 +145,19 @@ def _execute(model: Path | None, server: ServerOptions, options: RunOptions) -> 
         execute(model, server, options, child)
 
 
-def _names(model: Path | None, given: list[str]) -> tuple[str, ...]:
+def default_names(model: Path | None, given: list[str]) -> tuple[str, ...]:
     """Return what the model may be called, its own name first."""
     if any(name != "*" for name in given):
         return tuple(sorted(given, key=lambda name: name == "*"))
-    return (model.stem if model else "demo", *given)
+    own = _SHARD.sub("", model.name.removesuffix(".gguf")) if model else ""
+    return (own or "demo", *given)
 
 
 def _keys(key: str | None, path: Path | None) -> tuple[str, ...]:
     from localmoe.server.options import read_keys
 
     keys = read_keys(path) if path else ()
-    if key == "":
-        raise SettingsError("the API key is empty: give one, or unset LOCALMOE_API_KEY")
+    # An empty variable is none to the parser; whoever set it believes that there is a key.
+    if key == "" or (key is None and os.environ.get(API_KEY_VARIABLE) == ""):
+        raise SettingsError(f"the API key is empty: give one, or unset {API_KEY_VARIABLE}")
     return (*keys, key) if key else keys

@@ -9,6 +9,7 @@ import typer
 
 from localmoe.cli.options import size_option
 
+API_KEY_VARIABLE = "LOCALMOE_API_KEY"
 Host = Annotated[
     str,
     typer.Option(
@@ -31,7 +32,7 @@ ApiKey = Annotated[
     typer.Option(
         "--api-key",
         metavar="KEY",
-        envvar="LOCALMOE_API_KEY",
+        envvar=API_KEY_VARIABLE,
         show_envvar=True,
         help="Serve only who sends this key. Others on this machine can read a command line: a "
         "file or the environment keeps a secret better.",

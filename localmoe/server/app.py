@@ -7,6 +7,7 @@ import base64
 import hashlib
 import re
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from importlib import resources
 from importlib.metadata import version
 from typing import Any
@@ -95,7 +96,9 @@ def _add_openai(app: FastAPI, service: Service) -> None:
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
         names = [name for name in service.options.names if name != "*"] or [service.model]
-        return {"object": "list", "data": [_model(name, service) for name in names]}
+        data = [_model(name, service) for name in names]
+        ends = {"first_id": names[0], "last_id": names[-1], "has_more": False}
+        return {"object": "list", "data": data, **ends}
 
     @app.get("/v1/models/{name:path}")
     async def model(name: str) -> dict[str, Any]:
@@ -115,7 +118,7 @@ def _add_anthropic(app: FastAPI, service: Service) -> None:
     @app.post("/v1/messages/count_tokens")
     async def count_tokens(body: CountRequest) -> dict[str, int]:
         service.check_model(body.model)
-        # Beside the engine's thread: it only reads the vocabulary and the template.
+        # Beside the engine's thread: tokenizers may be read by many, templates take turns.
         tokens = await asyncio.to_thread(service.generator.encode, body.request(service))
         return {"input_tokens": len(tokens)}
 
@@ -190,11 +193,16 @@ def _refusal(error: Exception) -> ApiError:
 
 
 def _model(name: str, service: Service) -> dict[str, Any]:
+    """Return a model as the clients of both APIs read it."""
+    begun = datetime.fromtimestamp(service.started_at, UTC)
     return {
         "id": name,
         "object": "model",
         "created": service.started_at,
         "owned_by": "localmoe",
+        "type": "model",
+        "display_name": name,
+        "created_at": begun.isoformat().replace("+00:00", "Z"),
         "context_length": service.engine.plan.context_tokens,
     }
 

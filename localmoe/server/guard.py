@@ -8,7 +8,8 @@ and what a browser sends on behalf of another site is refused, unless that site 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -22,7 +23,11 @@ OPEN_PATHS = frozenset({"/", "/health"})
 """They say nothing that is worth a key."""
 _METHODS = "GET, POST, OPTIONS"
 _MAX_AGE_SECONDS = "600"
+_LONGEST_AT_ONCE = 4
+"""So many of the longest requests may be held at a time: they lie outside the memory's budget."""
+_RETRY_SECONDS = 5
 Count = Callable[[str, int], None]
+Take = Callable[[int], None]
 
 
 class Guard:
@@ -31,6 +36,7 @@ class Guard:
     def __init__(self, app: ASGIApp, options: ServerOptions, count: Count) -> None:
         self._app, self._options, self._count = app, options, count
         self._keys, self._origins = Keys(options.api_keys), frozenset(options.allow_origins)
+        self._held_bytes = 0
         self._names = LOOPBACK_NAMES | {options.host.strip("[]").lower()}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -47,8 +53,9 @@ class Guard:
                 await reply.empty(204)
                 return
             self._check_key(scope, headers)
-            body = await _read(receive, headers, self._options.max_request_bytes)
-            await self._app(scope, _Replay(body, receive), reply)
+            with self._room() as take:
+                body = await _read(receive, headers, self._options.max_request_bytes, take)
+                await self._app(scope, _Replay(body, receive), reply)
         except ApiError as error:
             await reply.refuse(error, scope["path"])
         except Exception as error:
@@ -56,6 +63,28 @@ class Guard:
             await reply.refuse(api_error(error), scope["path"])
         finally:
             self._count(_route(scope), reply.status)
+
+    @contextmanager
+    def _room(self) -> Iterator[Take]:
+        """Yield a function that makes room for so many bytes until the request is over."""
+        most, held = _LONGEST_AT_ONCE * self._options.max_request_bytes, 0
+
+        def take(nbytes: int) -> None:
+            nonlocal held
+            if self._held_bytes + nbytes > most:
+                raise ApiError(
+                    429,
+                    f"requests of {self._held_bytes} bytes are held already, and at most {most} "
+                    "are at a time: try again later",
+                    retry_seconds=_RETRY_SECONDS,
+                )
+            self._held_bytes += nbytes
+            held += nbytes
+
+        try:
+            yield take
+        finally:
+            self._held_bytes -= held
 
     def _cors(self, headers: Headers) -> dict[str, str]:
         origin = headers.get("origin", "")
@@ -98,6 +127,7 @@ class Guard:
             raise ApiError(
                 401, "a key is needed: send it as Authorization: Bearer KEY, or as x-api-key"
             )
+        scope["localmoe.owner"] = owner or ""
         scope["localmoe.client"] = f"{owner} at {address}" if owner else address
 
 
@@ -150,8 +180,8 @@ class _Replay:
         return {"type": "http.request", "body": body, "more_body": False}
 
 
-async def _read(receive: Receive, headers: Headers, limit: int) -> bytes:
-    """Return a request's body. Raises ApiError for one that is too long."""
+async def _read(receive: Receive, headers: Headers, limit: int, take: Take) -> bytes:
+    """Return a request's body, with room taken for it. Raises ApiError for one that is too long."""
     told = headers.get("content-length", "0")
     length = int(told) if told.isdecimal() else 0
     chunks: list[bytes] = []
@@ -162,6 +192,8 @@ async def _read(receive: Receive, headers: Headers, limit: int) -> bytes:
             raise ApiError(400, "the request was not sent to its end")
         chunks.append(message.get("body", b""))
         seen, more = seen + len(chunks[-1]), message.get("more_body", False)
+        if seen <= limit:
+            take(len(chunks[-1]))
     if max(seen, length) > limit:
         raise ApiError(
             413,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from localmoe.chat.generation import Finish
 from localmoe.chat.messages import Message, Tool, ToolCall
-from localmoe.chat.request import GenerationRequest
+from localmoe.chat.request import GenerationRequest, JsonSchema
 from localmoe.chat.usage import Usage
 from localmoe.server.answer import Answer
 from localmoe.server.api_error import ApiError
@@ -96,6 +97,20 @@ class Thinking(Body):
     type: Literal["enabled", "disabled", "adaptive"]
 
 
+class OutputFormat(Body):
+    """What the answer has to look like."""
+
+    type: Literal["json_schema"]
+    schema_: Annotated[dict[str, Any], Field(alias="schema")]
+
+
+class OutputConfig(Body):
+    """Options of the answer."""
+
+    effort: str | None = None
+    format: OutputFormat | None = None
+
+
 class CountRequest(Request):
     """What tokens are counted of."""
 
@@ -105,6 +120,7 @@ class CountRequest(Request):
     tools: Annotated[list[AnthropicTool], Field(max_length=MAX_ITEMS)] | None = None
     tool_choice: ToolChoice | None = None
     thinking: Thinking | None = None
+    output_config: OutputConfig | None = None
 
     def conversation(self) -> tuple[Message, ...]:
         """Return the messages as the chat has them. Raises ApiError."""
@@ -117,12 +133,16 @@ class CountRequest(Request):
 
     def request(self, service: Service) -> GenerationRequest:
         """Return it as the chat has it. Raises ApiError, SettingsError."""
-        is_off = self.thinking is not None and self.thinking.type == "disabled"
+        config = self.output_config or OutputConfig()
+        options: dict[str, Any] = {"reasoning_effort": config.effort} if config.effort else {}
+        if self.thinking is not None and self.thinking.type == "disabled":
+            options |= service.thinking_off()
         return GenerationRequest(
             self.conversation(),
             tools=tuple(tool.tool() for tool in self.tools or ()),
             tool_choice=self._choice(),
-            template_options=service.thinking_off() if is_off else {},
+            response_format=JsonSchema(config.format.schema_) if config.format else None,
+            template_options=options,
         )
 
     def _choice(self) -> str:
@@ -148,12 +168,8 @@ class MessagesRequest(CountRequest):
 
     def request(self, service: Service) -> GenerationRequest:
         """Return it as the chat has it. Raises ApiError, SettingsError."""
-        counted = super().request(service)
-        return GenerationRequest(
-            counted.messages,
-            tools=counted.tools,
-            tool_choice=counted.tool_choice,
-            template_options=counted.template_options,
+        return replace(
+            super().request(service),
             sampling=service.sampling(
                 temperature=self.temperature, top_p=self.top_p, top_k=self.top_k
             ),

@@ -33,6 +33,8 @@ from localmoe.server.openai_parts import (
 )
 from localmoe.server.service import Service
 
+_LOGPROBS = "message.output_text.logprobs"
+
 
 class Item(Body):
     """One part of the conversation: a message, a call, its result, or thoughts."""
@@ -69,6 +71,8 @@ class TextFormat(Body):
     """What the answer has to look like."""
 
     type: Literal["text", "json_object", "json_schema"] = "text"
+    name: str | None = None
+    strict: bool | None = None
     schema_: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
 
     def constraint(self) -> JsonSchema | None:
@@ -112,11 +116,14 @@ class ResponsesRequest(Request):
     previous_response_id: str | None = None
     conversation: Any = None
     prompt: Any = None
+    include: list[str] | None = None
 
     def request(self, service: Service) -> GenerationRequest:
         """Return it as the chat has it. Raises ApiError, SettingsError."""
-        names = ("background", "previous_response_id", "conversation", "prompt")
-        refuse_set({name: getattr(self, name) for name in names}, (None, False))
+        names = ("background", "previous_response_id", "conversation", "prompt", "top_logprobs")
+        refuse_set({name: getattr(self, name) for name in names})
+        if _LOGPROBS in (self.include or ()):
+            raise refuse("include", f"cannot have {_LOGPROBS}: /v1/chat/completions has logprobs")
         effort = self.reasoning.effort if self.reasoning else None
         options: dict[str, Any] = {}
         if effort == "none":
@@ -196,6 +203,7 @@ class _Turn:
 def response_head(body: ResponsesRequest, service: Service) -> dict[str, Any]:
     """Return a response that has only begun."""
     choice: Any = body.tool_choice or "auto"
+    form = (body.text and body.text.format) or TextFormat()
     tools = [
         {
             "type": "function",
@@ -223,7 +231,7 @@ def response_head(body: ResponsesRequest, service: Service) -> dict[str, Any]:
         "reasoning": {"effort": body.reasoning.effort if body.reasoning else None, "summary": None},
         "store": False,
         "temperature": body.temperature,
-        "text": {"format": {"type": "text"}},
+        "text": {"format": form.model_dump(by_alias=True, exclude_none=True)},
         "tool_choice": choice if isinstance(choice, str) else choice.model_dump(),
         "tools": tools,
         "top_p": body.top_p,

@@ -120,6 +120,8 @@ class Service:
         session = http.headers.get(SESSION_HEADER)
         if session and len(session) > _MAX_SESSION_NAME:
             raise ApiError(400, f"{SESSION_HEADER} has more than {_MAX_SESSION_NAME} characters")
+        if session:  # nobody can replace what somebody else's key has named
+            session = f"{http.scope['localmoe.owner']} {session}"
         job = Job(request, http.scope["localmoe.client"], session)
         self.worker.submit(job)
         return job

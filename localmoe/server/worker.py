@@ -114,8 +114,8 @@ class Worker:
 
     def _give_up(self, job: Job) -> None:
         """Count a job that was cancelled before its turn came."""
-        job.tell(Ended("cancelled", Usage()))
         self._ledger.end("cancelled", Usage())
+        job.tell(Ended("cancelled", Usage()))
 
     def _answer(self, job: Job) -> None:
         """Give one answer; nothing that goes wrong ends the thread."""
@@ -136,8 +136,8 @@ class Worker:
         if self._stopping and error is None:
             error = ApiError(503, STOPPING)
         ended = _end_of(generation, error)
-        job.tell(ended)
         self._ledger.end(ended.finish, ended.usage, time.monotonic() - began)
+        job.tell(ended)  # who has all of an answer finds it counted
         _log_end(job, ended)
         if generation and ended.finish != "error":
             self._save(job)

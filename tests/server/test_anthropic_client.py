@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import anthropic
@@ -115,6 +116,29 @@ def test_tools_can_be_asked_for(serve: Serve) -> None:
     assert len(create(served, tools=TOOLS, tool_choice=single).content) == 1
     none = create(served, tools=TOOLS, tool_choice={"type": "none"})
     assert [block.type for block in none.content] == ["text"]
+
+
+def test_an_answer_can_be_held_to_a_schema(serve: Serve) -> None:
+    served = serve(lambda prompt: "no JSON at all")
+    schema = {
+        "type": "object",
+        "properties": {"a": {"enum": ["x", "y"]}},
+        "required": ["a"],
+        "additionalProperties": False,
+    }
+    config = {"format": {"type": "json_schema", "schema": schema}, "effort": "low"}
+    answer = create(served, output_config=config)
+    assert json.loads(answer.content[0].text)["a"] in ("x", "y")
+    with pytest.raises(anthropic.BadRequestError, match="cannot constrain"):
+        create(served, output_config={"format": {**config["format"], "schema": {"type": "no"}}})  # type: ignore[dict-item]
+
+
+def test_models_are_listed(serve: Serve) -> None:
+    with client_of(serve([], names=("tiny", "other"))) as client:
+        (first, second) = client.models.list()
+        assert (first.id, first.type, first.display_name) == ("tiny", "model", "tiny")
+        assert second.created_at.year >= 2024
+        assert client.models.retrieve("other").id == "other"
 
 
 def test_thinking_can_be_turned_off(serve: Serve) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
 import pytest
 
-from server_tools import Serve
-from serving import USER
+from scripted import ScriptedEngine
+from server_tools import Serve, until
+from serving import HERMES, USER
 
 KEY = "0123456789abcdef-secret"
 BODY = {"model": "tiny", "messages": USER}
@@ -101,6 +104,30 @@ def test_long_requests_are_refused_with_the_numbers(serve: Serve, told: bool) ->
         assert refused.status_code == 413
         assert refused.json()["error"]["type"] == kind
         assert "at most 1000" in refused.json()["error"]["message"]
+
+
+def test_requests_together_are_bounded_in_bytes(serve: Serve) -> None:
+    halt = threading.Event()
+    engine = ScriptedEngine(script=lambda prompt: "ok", chat_template=HERMES, pause=halt)
+    served = serve(engine, max_request_bytes=1000)
+    body = {**BODY, "metadata": {"filler": "x" * 850}}
+    with ThreadPoolExecutor(4) as pool:
+
+        def ask(_: int) -> int:
+            return httpx.post(f"{served.api}/chat/completions", json=body, timeout=30).status_code
+
+        asked = [pool.submit(ask, number) for number in range(4)]
+        worker = served.service.worker
+        until(lambda: worker.is_busy and worker.waiting == 3)
+        refused = httpx.post(f"{served.api}/messages", json=body)
+        assert refused.status_code == 429
+        assert refused.headers["retry-after"]
+        assert "at most 4000" in refused.json()["error"]["message"]
+        assert httpx.get(f"{served.api}/models").status_code == 200
+        halt.set()
+        assert [each.result() for each in asked] == [200] * 4
+    # Those that are over, and those that were refused, have given their room back.
+    assert [ask(number) for number in range(3)] == [200] * 3
 
 
 def test_neither_keys_nor_words_come_into_the_log(

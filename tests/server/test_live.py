@@ -14,6 +14,7 @@ import pytest
 
 import localmoe
 from localmoe.backends.base import WatchedEngine
+from localmoe.server import live
 from localmoe.weights.catalog import ExpertKey
 from server_tools import Serve, until
 from serving import USER, Served
@@ -79,27 +80,34 @@ def test_where_all_experts_are_in_memory_nothing_is_told(load: Callable[..., Any
     engine.decode([1])
 
 
-def frames_of(served: Served, n: int) -> list[Frame]:
-    """Return the first frames, while an answer is given."""
+@pytest.fixture
+def every_frame(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have every frame sent, however fast they come: a fast machine must not see fewer."""
+    monkeypatch.setattr(live, "_FRAME_SECONDS", 0.0)
+    monkeypatch.setattr(live, "_WAITING_FRAMES", 10_000)
+
+
+def frames_of(served: Served) -> list[Frame]:
+    """Return the frames of one answer: what is there before it, all of it, and the end."""
     frames: list[Frame] = []
     body = {"model": "tiny", "messages": USER, "max_tokens": 40, "temperature": 0}
-    with httpx.stream("GET", f"{served.url}/live", timeout=30) as live:
-        lines = (line for line in live.iter_lines() if line.startswith("data: "))
+    with httpx.stream("GET", f"{served.url}/live", timeout=30) as stream:
+        lines = (line for line in stream.iter_lines() if line.startswith("data: "))
         for line in lines:
             frames.append(json.loads(line[6:]))
             if len(frames) == 2:
                 httpx.post(f"{served.api}/chat/completions", json=body, timeout=30)
-            if len(frames) >= n and frames[-1]["phase"] == "idle":
+            elif len(frames) > 2 and frames[-1]["phase"] == "idle":
                 return frames
     raise AssertionError("the stream has ended")
 
 
 def test_a_watcher_sees_the_model_and_then_every_token(
-    serve: Serve, load: Callable[..., Any]
+    serve: Serve, load: Callable[..., Any], every_frame: None
 ) -> None:
     engine = load(slots=9)
     served = serve(engine)
-    hello, first, *rest = frames_of(served, 5)
+    hello, first, *rest = frames_of(served)
     layers = engine.catalog.layers
     assert hello["type"] == "hello"
     assert (hello["model"], hello["architecture"]) == ("tiny", MODEL)
@@ -137,7 +145,7 @@ def test_nobody_is_told_once_the_last_watcher_has_gone(
     body = {"model": "tiny", "messages": USER, "max_tokens": 3}
     httpx.post(f"{served.api}/chat/completions", json=body, timeout=30)
     assert watches == []
-    frames_of(served, 3)
+    frames_of(served)
     until(lambda: not served.service.live.watchers)
     httpx.post(f"{served.api}/chat/completions", json=body, timeout=30)
     until(lambda: not served.service.worker.is_busy)
@@ -145,7 +153,7 @@ def test_nobody_is_told_once_the_last_watcher_has_gone(
 
 
 def test_an_engine_without_a_cache_has_frames_all_the_same(serve: Serve) -> None:
-    hello, *rest = frames_of(serve(["an answer that is long enough"]), 4)
+    hello, *rest = frames_of(serve(["an answer"]))
     assert hello["layers"] == []
     assert rest[-1]["held"] is None
     assert rest[-1]["hit"] == ""

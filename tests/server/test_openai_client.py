@@ -232,6 +232,19 @@ def test_responses_whole_and_as_a_stream(serve: Serve) -> None:
     )
 
 
+def test_responses_are_held_to_a_schema_and_say_so(serve: Serve) -> None:
+    schema: Any = {"type": "object", "properties": {"a": {"enum": ["x"]}}, "required": ["a"]}
+    form: Any = {"type": "json_schema", "name": "one", "schema": schema, "strict": True}
+    with client_of(serve(lambda prompt: "no JSON at all")) as client:
+        answer = client.responses.create(model="tiny", input="x", text={"format": form})
+        assert json.loads(answer.output_text)["a"] == "x"
+        assert answer.text is not None
+        assert answer.text.model_dump(by_alias=True, exclude_none=True) == {"format": form}
+        for more in ({"top_logprobs": 2}, {"include": ["message.output_text.logprobs"]}):
+            with pytest.raises(openai.BadRequestError, match="logprobs"):
+                client.responses.create(model="tiny", input="x", **more)  # type: ignore[call-overload]
+
+
 def test_responses_take_back_what_they_gave(serve: Serve) -> None:
     engine = ScriptedEngine(script=[f"<think>hm</think>{CALL}", "Five."], chat_template=HERMES)
     tools: Any = [{"type": "function", "name": "add", "parameters": PARAMETERS, "strict": True}]

@@ -14,7 +14,7 @@ import pytest
 import localmoe
 from browser import Browser, find
 from scripted import ScriptedEngine
-from server_tools import Serve, until
+from server_tools import EndlessEngine, Serve, until
 from serving import HERMES, Served
 
 COMMAND = find()
@@ -96,6 +96,19 @@ def test_thoughts_are_folded_and_text_is_text(serve: Serve, page: Browser) -> No
 
 
 @needs_browser
+def test_a_model_without_experts_has_no_map(serve: Serve, page: Browser) -> None:
+    page.open(serve(script).url, width=400, height=800)
+    page.wait("model !== ''")
+    shown = "[...document.querySelectorAll('.moe')].filter(e => e.offsetParent).length"
+    assert page.run("document.querySelectorAll('.moe').length") > 3
+    assert page.run(shown) == 0
+    assert page.run("document.getElementById('log').clientHeight") > 450
+    page.run("begin({ ...shape, layers: [0], experts: 4, experts_of_layer: [4] })")
+    page.size(1440, 900)
+    assert page.run(shown) == page.run("document.querySelectorAll('.moe').length")
+
+
+@needs_browser
 def test_tools_are_called_in_the_page_and_shown(serve: Serve, page: Browser) -> None:
     engine = ScriptedEngine(script=script, chat_template=HERMES)
     served = serve(engine)
@@ -118,9 +131,11 @@ def test_tools_are_called_in_the_page_and_shown(serve: Serve, page: Browser) -> 
 
 @needs_browser
 def test_the_keyboard_is_enough(serve: Serve, page: Browser) -> None:
-    served = serve(script)
+    engine = EndlessEngine(script, "forever")
+    served = serve(engine)
     talk(served, page, "forever")
-    page.wait("document.querySelector('.said')?.textContent.length > 20")
+    until(engine.stands.is_set)
+    page.wait("document.querySelector('.said')?.textContent.length > 10")
     page.press("Escape", 27)
     page.wait("!running")
     assert "stopped" in page.run("document.querySelector('.meta').textContent")

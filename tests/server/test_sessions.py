@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from localmoe.chat.dialect import dialect_for
+from localmoe.chat.generator import Generator
+from localmoe.chat.messages import Message, Role
+from localmoe.chat.request import GenerationRequest
 from localmoe.errors import EngineError, SettingsError
 from localmoe.server.session_store import SessionStore
 from scripted import ScriptedEngine
@@ -24,11 +30,16 @@ def engine() -> ScriptedEngine:
     return ScriptedEngine(script=lambda prompt: "An answer.", chat_template=HERMES)
 
 
-def ask(served: Served, *texts: str, session: str | None = None) -> int:
+def generator_of(engine: ScriptedEngine) -> Generator:
+    return Generator(engine, dialect_for(engine)[0])
+
+
+def ask(served: Served, *texts: str, session: str | None = None, key: str = "") -> int:
     """Ask in a conversation of questions and answers; return the cached tokens."""
     roles = ("user", "assistant")
     messages = [{"role": roles[i % 2], "content": text} for i, text in enumerate(texts)]
     headers = {"X-Session-Id": session} if session else {}
+    headers |= {"x-api-key": key} if key else {}
     body = {"model": "tiny", "messages": messages}
     response = httpx.post(f"{served.api}/chat/completions", json=body, headers=headers)
     until(lambda: not served.service.worker.is_busy)
@@ -119,6 +130,16 @@ def test_a_named_conversation_has_one_state(serve: Serve, tmp_path: Path) -> Non
     assert refused.status_code == 400
 
 
+def test_a_name_belongs_to_the_key_that_gave_it(serve: Serve, tmp_path: Path) -> None:
+    keys = ("the-first-of-two-keys", "the-second-of-two-keys")
+    served = serve(engine(), sessions=tmp_path, api_keys=keys)
+    for key, text in zip(keys, (FIRST, OTHER), strict=True):
+        ask(served, text, session="mine", key=key)
+    assert len(files(tmp_path)) == 4
+    ask(served, "Something else altogether.", session="mine", key=keys[0])
+    assert len(files(tmp_path)) == 4
+
+
 def damage_head(path: Path) -> None:
     head, _, packed = path.read_bytes().partition(b"\n")
     path.write_bytes(json.dumps({**json.loads(head), "sha256": "0"}).encode() + b"\n" + packed)
@@ -158,6 +179,69 @@ def test_what_a_killed_server_left_half_written_is_swept_up(tmp_path: Path) -> N
     (tmp_path / "notes.txt").write_text("somebody's own")
     SessionStore(tmp_path, "tiny", max_count=2, max_nbytes=99).close()
     assert files(tmp_path) == ["notes.txt"]
+
+
+class KilledError(BaseException):
+    """Stands for a kill: nothing on the disk changes any more, whatever is tried."""
+
+
+def kill_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Let so many changes to the disk happen and none after them; return those that were made."""
+    made: list[str] = []
+
+    def wrap(name: str, change: Callable[..., Any]) -> Callable[..., Any]:
+        def step(*arguments: Any, **named: Any) -> Any:
+            if len(made) >= steps:
+                raise KilledError
+            made.append(name)
+            return change(*arguments, **named)
+
+        return step
+
+    for name in ("replace", "unlink", "fsync", "chmod", "fchmod", "utime"):
+        monkeypatch.setattr(os, name, wrap(name, getattr(os, name)))
+    monkeypatch.setattr(ScriptedEngine, "save", wrap("save", ScriptedEngine.save))
+    return made
+
+
+def say(generator: Generator, *texts: str) -> list[int]:
+    """Answer the last of these turns; return what a next request would find of them."""
+    roles: tuple[Role, Role] = ("user", "assistant")
+    messages = [Message(roles[i % 2], text) for i, text in enumerate(texts)]
+    for _ in generator.generate(GenerationRequest(tuple(messages))):
+        continue
+    return list(generator.tokens)
+
+
+def test_a_kill_between_any_two_changes_to_the_disk_loses_no_earlier_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps, done = 0, False
+    while not done:
+        folder = tmp_path / str(steps)
+        generator = generator_of(engine())
+        store = SessionStore(folder, "tiny", max_count=2, max_nbytes=1 << 20)
+        first = say(generator, FIRST)
+        store.save(generator, None)
+        second = say(generator, FIRST, "An answer.", "And more?")
+        with monkeypatch.context() as patch:
+            made = kill_after(steps, patch)
+            try:
+                store.save(generator, None)
+                done = True
+            except KilledError:
+                pass
+        store.close()
+        again, fresh = SessionStore(folder, "tiny", max_count=2, max_nbytes=1 << 20), engine()
+        restarted = generator_of(fresh)
+        again.bring(restarted, [*second, 0], None)
+        again.close()
+        assert fresh.tokens in (first, second), made
+        assert fresh.tokens == second or not done
+        assert len(files(folder)) in (2, 4), "what was half written is swept up"
+        steps += 1
+    assert made.count("replace") == 1
+    assert {"save", "fsync", "unlink"} <= set(made)
 
 
 def test_a_state_that_cannot_be_saved_is_told_and_the_answer_is_given(

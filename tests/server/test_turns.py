@@ -12,7 +12,7 @@ import openai
 import pytest
 
 from scripted import ScriptedEngine
-from server_tools import Serve, until
+from server_tools import EndlessEngine, Serve, until
 from serving import HERMES, USER, Served
 
 PATHS = ("chat/completions", "completions", "responses", "messages")
@@ -96,15 +96,13 @@ def test_keys_take_turns(serve: Serve, pool: ThreadPoolExecutor) -> None:
 
 @pytest.mark.parametrize("path", PATHS)
 def test_an_answer_ends_when_its_client_goes_away(serve: Serve, path: str) -> None:
-    def script(prompt: str) -> str:
-        return "long " * 500 if "long" in prompt else "short"
-
-    engine = ScriptedEngine(script=script, chat_template=HERMES)
+    engine = EndlessEngine(lambda p: "long " * 500 if "long" in p else "short", "long")
     served = serve(engine)
     wanted = body(path, stream=True, text="long") | {"max_tokens": 2000, "max_output_tokens": 2000}
     with httpx.stream("POST", f"{served.api}/{path}", json=wanted) as response:
-        for _ in zip(response.iter_lines(), range(8), strict=False):
-            pass
+        lines = response.iter_lines()  # once it is dropped, so is the connection
+        assert len([next(lines) for _ in range(8)]) == 8
+        until(engine.stands.is_set)
     until(lambda: is_idle(served))
     assert served.service.ledger.finishes["cancelled"] == 1
     assert httpx.post(f"{served.api}/{path}", json=body(path)).status_code == 200
@@ -173,7 +171,7 @@ def test_an_engine_that_fails_serves_the_next_request(serve: Serve) -> None:
     assert failed.status_code == 500
     assert failed.json()["error"]["type"] == "server_error"
     assert httpx.post(url, json=body("chat/completions")).status_code == 200
-    assert is_idle(served)
+    until(lambda: is_idle(served))
     assert served.service.ledger.finishes == {"error": 1, "stop": 1}
 
 

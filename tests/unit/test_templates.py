@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import datetime
+import threading
 import time
+from collections.abc import Iterator
 
 import pytest
 
 from fake_engine import ByteTokenizer, FakeEngine
 from localmoe.chat.allowance import TemplateLimits
 from localmoe.chat.messages import Message
+from localmoe.chat.template_sandbox import BoundedEnvironment
 from localmoe.chat.templates import ChatTemplate, renderer_for
 from localmoe.errors import ChatError
 
@@ -55,6 +58,29 @@ def render(source: str, **options: str) -> str:
 )  # fmt: skip
 def test_what_templates_use_works(source: str, expected: str) -> None:
     assert render(source, bos_text="<s>", eos_text="</s>") == expected
+
+
+def test_one_template_at_a_time_whatever_the_thread() -> None:
+    environment = BoundedEnvironment(TemplateLimits())
+    template = environment.load_source("{% for x in xs %}{{ x }}{% endfor %}")
+    ended: list[str] = []
+
+    def other() -> None:
+        environment.render(template, {"xs": ["b"]})
+        ended.append("other")
+
+    thread = threading.Thread(target=other)
+
+    def items() -> Iterator[str]:
+        yield "a"
+        thread.start()
+        thread.join(0.2)  # it would end by then if it did not wait for its turn
+        yield from "aa"
+        ended.append("first")
+
+    assert environment.render(template, {"xs": items()}) == "aaa"
+    thread.join(30)
+    assert ended == ["first", "other"]
 
 
 def test_strftime_now_is_the_date_of_today() -> None:

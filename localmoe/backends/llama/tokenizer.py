@@ -66,11 +66,12 @@ class LlamaTokenizer:
     def token_bytes(self, token: int, *, special: bool = False) -> bytes:
         """Return a token's bytes; b"" for a control token unless `special`."""
         key = (token, special)
-        if key not in self._pieces:
+        piece = self._pieces.get(key)  # once: another thread may forget all of them meanwhile
+        if piece is None:
             if len(self._pieces) >= _MAX_PIECES:
                 self._pieces.clear()
-            self._pieces[key] = self._piece(token, special)
-        return self._pieces[key]
+            piece = self._pieces[key] = self._piece(token, special)
+        return piece
 
     def is_end(self, token: int) -> bool:
         """Whether generation ends with this token."""
