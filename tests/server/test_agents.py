@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-import warnings
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import anthropic
@@ -129,32 +131,26 @@ def test_an_agent_on_the_anthropic_client(serve: Serve, stream: bool) -> None:
     assert len(messages) == 6
 
 
-def test_litellm_calls_tools_and_streams(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # it would ask the network for one
-    with warnings.catch_warnings():
-        # It is imported with warnings of its own and of what it imports, none of them about us.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        warnings.simplefilter("ignore", UserWarning)
-        import litellm
-    url = serve(engine()).url
+def test_litellm_calls_tools_and_streams(serve: Serve) -> None:
+    """In a process of its own: it keeps connections and an event loop open until that ends."""
     tools = [
         {"type": "function", "function": {"name": name, "parameters": schema}}
         for name, schema in SCHEMAS.items()
     ]
-    given: Any = {
-        "api_key": "x",
-        "messages": [{"role": "user", "content": QUESTION}],
-        "tools": tools,
-    }
-    with warnings.catch_warnings():
-        # What pydantic thinks of its models.
-        warnings.filterwarnings("ignore", category=UserWarning, module=r"pydantic\.")
-        for model, base in (("openai/tiny", f"{url}/v1"), ("anthropic/tiny", url)):
-            whole = litellm.completion(model=model, api_base=base, **given)
-            assert whole.choices[0].message.tool_calls[0].function.name == "list_files"
-            assert whole.choices[0].message.reasoning_content == "which files?"
-            chunks = list(litellm.completion(model=model, api_base=base, stream=True, **given))
-            called = [call for c in chunks for call in c.choices[0].delta.tool_calls or ()]
-            assert called[0].function.name == "list_files"
-        with pytest.raises(litellm.NotFoundError):
-            litellm.completion(model="openai/none", api_base=f"{url}/v1", num_retries=0, **given)
+    given = {"messages": [{"role": "user", "content": QUESTION}], "tools": tools}
+    client = Path(__file__).with_name("litellm_client.py")
+    ended = subprocess.run(
+        [sys.executable, "-W", "ignore", str(client), serve(engine()).url],
+        input=json.dumps(given),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert ended.returncode == 0, ended.stderr
+    answer = json.loads(ended.stdout.splitlines()[-1])
+    assert answer.pop("unknown model") == "NotFoundError"
+    assert answer == dict.fromkeys(
+        ("openai/tiny", "anthropic/tiny"),
+        {"tools": ["list_files"], "reasoning": "which files?", "streamed tools": ["list_files"]},
+    )

@@ -16,7 +16,10 @@ from localmoe.bench.decode import measure_engine
 from localmoe.bench.machine import process_age_seconds
 from localmoe.bench.prefill import measure_prefill
 from localmoe.bench.request import DecodeRequest, PrefillRequest
+from localmoe.bench.rerouted import reroute
 from localmoe.errors import SettingsError
+from localmoe.prediction.trace import Trace
+from localmoe.prediction.trace_reader import read_trace
 from localmoe.settings import Settings
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -120,10 +123,7 @@ def test_a_child_that_passes_its_deadline_tells_what_was_done(
         child.run_worker("prefill", {})
 
 
-def test_a_replayed_trace_is_what_is_computed_and_read(
-    module: Callable[[str], ModuleType], zoo_model: Callable[[str], Path]
-) -> None:
-    replay = module("limit_replay")
+def test_a_replayed_trace_is_what_is_computed_and_read(zoo_model: Callable[[str], Path]) -> None:
     model = str(zoo_model("qwen3moe"))
     request = DecodeRequest(model, tokens=6, prompt_tokens=3, warm_up_tokens=2, device_seconds=0.0)
     with load(model, Settings(slots=12, context_tokens=64)) as engine:
@@ -131,31 +131,29 @@ def test_a_replayed_trace_is_what_is_computed_and_read(
         used, n_experts = layers[0].n_experts_used, layers[0].n_experts
         # Every token takes the same experts: after the prompt nothing is read any more.
         routing = np.tile(np.arange(used, dtype=np.int32), (11, len(layers), 1))
-        replay.replay(engine, replay.Trace(routing, n_experts))
+        trace = Trace(tuple(layer.layer for layer in layers), n_experts, routing)
+        reroute(engine, trace)
         answer = measure_engine(engine, request)
         assert engine.stats().misses == used * len(layers)
     assert answer["hit_rate"] == 1.0
     assert answer["extra"]["token_read_bytes"] == [0] * 6  # type: ignore[index]
     with load(model, Settings(slots=used * len(layers) + 1, context_tokens=64)) as other:
-        replay.replay(other, replay.Trace(routing, n_experts))
+        reroute(other, trace)
         again = measure_engine(other, request)
     assert again["logits_sha256"] == answer["logits_sha256"]
     with load(model, Settings(slots=12, context_tokens=64)) as own:
         assert measure_engine(own, request)["logits_sha256"] != answer["logits_sha256"]
 
 
-def test_a_trace_of_another_shape_is_refused(
-    module: Callable[[str], ModuleType], zoo_model: Callable[[str], Path]
-) -> None:
-    replay = module("limit_replay")
-    trace = replay.Trace.read(BENCHMARKS / "routing-trace.npz")
-    assert (trace.layers, trace.n_experts, trace.used) == (29, 32, 8)
+def test_a_trace_of_another_shape_is_refused(zoo_model: Callable[[str], Path]) -> None:
+    trace = read_trace(BENCHMARKS / "routing-trace.npz")
+    assert (len(trace.layers), trace.n_experts, trace.n_experts_used) == (29, 32, 8)
     assert 0 <= trace.routing.min() <= trace.routing.max() < 32
     with (
         load(str(zoo_model("qwen3moe")), Settings(slots=12, context_tokens=64)) as engine,
-        pytest.raises(SystemExit, match="the trace has"),
+        pytest.raises(SettingsError, match="the trace has"),
     ):
-        replay.replay(engine, trace)
+        reroute(engine, trace)
 
 
 def test_prefill_reads_a_prompt_once(zoo_model: Callable[[str], Path]) -> None:

@@ -20,6 +20,7 @@ from localmoe.doctor.check import NOT_HERE, Check, Verdict, runs
 from localmoe.doctor.child import answer, ask_child
 from localmoe.doctor.folders import Measured
 from localmoe.doctor.system import System, existing
+from localmoe.planning import machine
 
 GIB, MIB = 1 << 30, 1 << 20
 NOW = datetime.datetime(2026, 11, 26, tzinfo=datetime.UTC)
@@ -52,8 +53,9 @@ Make = Callable[..., System]
 
 @pytest.fixture(autouse=True)
 def physical(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stand for a machine with 20 of 32 GiB free."""
+    """Stand for a machine with 20 of 32 GiB free, and a process that holds nothing of it."""
     memory_now = SimpleNamespace(available=20 * GIB, total=32 * GIB)
+    monkeypatch.setattr(machine, "held_memory_bytes", lambda: 0)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: memory_now)
 
 
