@@ -49,11 +49,11 @@ class Served:
 
 
 @contextmanager
-def served(engine: Engine, **options: Any) -> Iterator[Served]:
+def served(engine: Engine, *, drive_rate: float | None = None, **options: Any) -> Iterator[Served]:
     """Serve an engine until the block ends; the engine stays open."""
     wanted = ServerOptions(**{"port": 0, "names": ("tiny",), **options})
     dialect, _ = dialect_for(engine)
-    service = Service(engine, dialect, wanted, lambda: 1 << 20)
+    service = Service(engine, dialect, wanted, lambda: 1 << 20, drive_rate)
     listener = bind(wanted)
     ready = threading.Event()
     server = Server(service, ready.set)

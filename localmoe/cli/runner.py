@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from localmoe import Settings
-from localmoe.backends.base import Engine
+from localmoe.backends.base import Engine, WatchedEngine
 from localmoe.backends.llama.dry_run import DryRunChild
 from localmoe.backends.llama.load import load
 from localmoe.chat.dialect import Dialect, dialect_for
@@ -117,6 +117,19 @@ def read_workers(model: Path) -> int:
         return Settings.read_workers
     depth = figures.best_depth(PART_NBYTES) if figures else None
     return min(depth, _MOST_READ_WORKERS) if depth else Settings.read_workers
+
+
+def drive_rate(engine: WatchedEngine) -> float | None:
+    """Return the bytes per second of reads of the model's experts; None: they were not measured."""
+    catalog = engine.catalog
+    parts = sum(len(layer.parts) * layer.n_experts for layer in catalog.layers)
+    try:
+        figures = find_figures(figures_dir(), Path(catalog.paths[0]))
+    except SettingsError:  # told when the engine was opened
+        return None
+    return (
+        figures.read_bytes_per_second(catalog.expert_nbytes / parts) if figures and parts else None
+    )
 
 
 def _session(engine: Engine, options: RunOptions) -> ChatSession:

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import psutil
 
+from localmoe.backends.base import WatchedEngine
 from localmoe.backends.llama.dry_run import DryRunChild
 from localmoe.chat.dialect import dialect_for
 from localmoe.cli.run_options import RunOptions
-from localmoe.cli.runner import DEFAULT_ANSWER_TOKENS, open_engine
+from localmoe.cli.runner import DEFAULT_ANSWER_TOKENS, drive_rate, open_engine
 from localmoe.cli.terminal import dim_line, without_controls
 from localmoe.server.options import ServerOptions
 from localmoe.server.running import EXIT_INTERRUPTED, Server, bind, url_of
@@ -31,7 +32,8 @@ def execute(
         dialect, note = dialect_for(engine)
         if note:
             dim_line(note)
-        service = Service(engine, dialect, server, lambda: psutil.Process().memory_info().rss)
+        rate = drive_rate(engine) if isinstance(engine, WatchedEngine) else None
+        service = Service(engine, dialect, server, lambda: psutil.Process().memory_info().rss, rate)
         url = url_of(listener)
 
         def ready() -> None:

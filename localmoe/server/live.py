@@ -33,10 +33,16 @@ Kind = Literal["hit", "miss", "ahead"]
 
 
 class Live:
-    """Frames for everybody who watches one engine. `rss` returns the memory in use, in bytes."""
+    """Frames for everybody who watches one engine.
 
-    def __init__(self, engine: Engine, rss: Callable[[], int]) -> None:
-        self._engine, self._rss = engine, rss
+    `rss` returns the memory in use, in bytes; `drive_rate` is how many bytes per second the drive
+    gives, None where that was not measured.
+    """
+
+    def __init__(
+        self, engine: Engine, rss: Callable[[], int], drive_rate: float | None = None
+    ) -> None:
+        self._engine, self._rss, self._drive_rate = engine, rss, drive_rate
         self._watched = engine if isinstance(engine, WatchedEngine) else None
         layers = self._watched.catalog.layers if self._watched else ()
         self._rows = {layer.layer: row for row, layer in enumerate(layers)}
@@ -180,9 +186,10 @@ class Live:
         return base64.b64encode(np.packbits(bits, bitorder="little").tobytes()).decode()
 
     def _speed(self) -> Frame:
-        """Return speed, hits and waiting over the last tokens."""
+        """Return speed, hits, waiting and fraction of the limit over the last tokens."""
         if len(self._recent) < 2:
-            return {"tokens_per_second": None, "hit_rate": None, "stall": None, "read_bytes": None}
+            names = ("tokens_per_second", "hit_rate", "stall", "read_bytes", "fraction_of_limit")
+            return dict.fromkeys(names)
         first, last = self._recent[0], self._recent[-1]
         seconds, tokens = last.seconds - first.seconds, last.tokens - first.tokens
         stats: Stats = last.stats - first.stats
@@ -191,7 +198,19 @@ class Live:
             "hit_rate": stats.hit_rate if self._rows else None,
             "stall": min(stats.stall_seconds / seconds, 1.0) if seconds > 0 else None,
             "read_bytes": stats.read_bytes / max(tokens, 1),
+            "fraction_of_limit": self._fraction(seconds, stats),
         }
+
+    def _fraction(self, seconds: float, stats: Stats) -> float | None:
+        """Return the least time that the machine needs, over the time that was taken.
+
+        That is the longer of reading what was read at the drive's rate, and of computing: what was
+        not waited. None where the drive's rate would tell and is not known.
+        """
+        if seconds <= 0 or (stats.read_bytes and self._drive_rate is None):
+            return None
+        reading = stats.read_bytes / self._drive_rate if self._drive_rate else 0.0
+        return min(max(reading, seconds - stats.stall_seconds) / seconds, 1.0)
 
 
 def _put(frames: asyncio.Queue[Frame | None], frame: Frame | None) -> None:

@@ -33,12 +33,17 @@ class Service:
     """One engine, and what a server does with it. Close it before the engine."""
 
     def __init__(
-        self, engine: Engine, dialect: Dialect, options: ServerOptions, rss: Callable[[], int]
+        self,
+        engine: Engine,
+        dialect: Dialect,
+        options: ServerOptions,
+        rss: Callable[[], int],
+        drive_rate: float | None = None,
     ) -> None:
-        """`rss` returns the memory in use, in bytes. Raises SettingsError."""
+        """For `rss` and `drive_rate` see `Live`. Raises SettingsError."""
         self.engine, self.options, self.dialect = engine, options, dialect
         self.started_at = int(time.time())
-        self.ledger, self.live = Ledger(), Live(engine, rss)
+        self.ledger, self.live = Ledger(), Live(engine, rss, drive_rate)
         self.generator = Generator(engine, dialect)
         self._sampling = SamplingOptions.merged(options.sampling, engine.generation_defaults)
         self._sessions = self._open_sessions()

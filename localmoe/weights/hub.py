@@ -12,6 +12,7 @@ from localmoe.errors import HubError
 from localmoe.weights.hub_names import HubName
 from localmoe.weights.quantized_files import HubFile, Quantized, check_files, choose, quantizations
 
+_TIMEOUT_SECONDS = 30.0
 _COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
 
@@ -59,6 +60,28 @@ def _file(sibling: Any) -> HubFile:
     if isinstance(nbytes, bool) or not isinstance(nbytes, int):
         raise TypeError(f"{sibling.rfilename!r} has no length")
     return HubFile(str(sibling.rfilename), nbytes, f"{'sha256' if lfs else 'blob'}:{digest}")
+
+
+@contextmanager
+def open_range(listing: Listing, path: str, offset: int, nbytes: int) -> Iterator[Any]:
+    """Ask for a run of a file's bytes; yield the response, which may hold more. Raises HubError."""
+    from huggingface_hub import get_session, hf_hub_url
+    from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
+
+    url = hf_hub_url(listing.repository, path, revision=listing.commit)
+    headers = {
+        **build_hf_headers(),
+        "Range": f"bytes={offset}-{offset + nbytes - 1}",
+        "Accept-Encoding": "identity",
+    }
+    with (
+        hub_errors(f"{listing.repository}/{path}"),
+        get_session().stream(
+            "GET", url, headers=headers, follow_redirects=True, timeout=_TIMEOUT_SECONDS
+        ) as response,
+    ):
+        hf_raise_for_status(response)
+        yield response
 
 
 @contextmanager

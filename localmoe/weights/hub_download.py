@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 
 from localmoe.errors import HubError
 from localmoe.settings import Progress
-from localmoe.weights.hub import Listing, hub_errors
+from localmoe.weights.hub import Listing, hub_errors, open_range
 from localmoe.weights.pull_note import PARTIAL, PullNote, digest_of, find_note
 from localmoe.weights.quantized_files import HubFile
 
@@ -28,7 +28,6 @@ STAGE, CHECKING = "downloading", "checking what is there"
 _PIECE_NBYTES = 1 << 20
 _ATTEMPTS = 5
 _SPARE_BYTES = 256 << 20
-_TIMEOUT_SECONDS = 30.0
 
 
 class Download:
@@ -199,24 +198,9 @@ class Download:
 
     def _pieces(self, file: HubFile, at: int) -> Iterator[bytes]:
         """Yield the rest of a file from a place on. Raises HubError."""
-        from huggingface_hub import get_session, hf_hub_url
-        from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
-
         if at == file.nbytes:
             return
-        url = hf_hub_url(self._listing.repository, file.path, revision=self._listing.commit)
-        headers = {
-            **build_hf_headers(),
-            "Range": f"bytes={at}-{file.nbytes - 1}",
-            "Accept-Encoding": "identity",
-        }
-        with (
-            hub_errors(f"{self._listing.repository}/{file.path}"),
-            get_session().stream(
-                "GET", url, headers=headers, follow_redirects=True, timeout=_TIMEOUT_SECONDS
-            ) as response,
-        ):
-            hf_raise_for_status(response)
+        with open_range(self._listing, file.path, at, file.nbytes - at) as response:
             skip = _to_skip(response, file, at)
             for piece in response.iter_bytes():
                 fresh = piece[skip:]

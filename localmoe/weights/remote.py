@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from localmoe.errors import HubError
 from localmoe.settings import Progress
 from localmoe.weights.gguf_header import parse_header
-from localmoe.weights.hub import Listing, hub_errors
+from localmoe.weights.hub import Listing, open_range
 from localmoe.weights.quantized_files import HubFile
 
 MAX_HEADER_NBYTES = 256 << 20
@@ -17,7 +17,6 @@ MAX_HEADER_NBYTES = 256 << 20
 _WINDOW_NBYTES = 64 << 10
 _FIRST_NBYTES, _MOST_NBYTES = 128 << 10, 4 << 20
 """Of a request: the first, and the longest; each is twice as long as the one before."""
-_TIMEOUT_SECONDS = 30.0
 _MOST_SECONDS = 300.0
 """For one file."""
 
@@ -89,27 +88,12 @@ class _RemoteFile:
             self._step = min(2 * self._step, _MOST_NBYTES)
 
     def _request(self, offset: int, nbytes: int) -> bytes:
-        from huggingface_hub import get_session, hf_hub_url
-        from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
-
         if offset + nbytes > self._most:
             raise HubError(
                 f"the header of {self._file.path} is longer than {self._most >> 20} MiB: it is "
                 "damaged, or not what it seems"
             )
-        url = hf_hub_url(self._listing.repository, self._file.path, revision=self._listing.commit)
-        headers = {
-            **build_hf_headers(),
-            "Range": f"bytes={offset}-{offset + nbytes - 1}",
-            "Accept-Encoding": "identity",
-        }
-        with (
-            hub_errors(f"{self._listing.repository}/{self._file.path}"),
-            get_session().stream(
-                "GET", url, headers=headers, follow_redirects=True, timeout=_TIMEOUT_SECONDS
-            ) as response,
-        ):
-            hf_raise_for_status(response)
+        with open_range(self._listing, self._file.path, offset, nbytes) as response:
             if response.status_code != 206:
                 raise HubError(
                     f"the hub sends {self._file.path} as a whole only (status "

@@ -132,6 +132,27 @@ def test_a_watcher_sees_the_model_and_then_every_token(
     assert rest[-1]["position"] == engine.position
 
 
+@pytest.mark.parametrize(
+    ("drive_rate", "expected"),
+    [
+        (None, lambda frame: None),  # what the drive allows is not known
+        (1e30, lambda frame: pytest.approx(1 - frame["stall"])),  # reading takes no time
+        (1.0, lambda frame: 1.0),  # nothing could be faster than this drive
+    ],
+)
+def test_the_fraction_of_the_limit(
+    serve: Serve,
+    load: Callable[..., Any],
+    every_frame: None,
+    drive_rate: float | None,
+    expected: Callable[[Frame], Any],
+) -> None:
+    frames = frames_of(serve(load(slots=9), drive_rate=drive_rate))[2:]
+    reading = [frame for frame in frames if frame["read_bytes"]]
+    assert reading
+    assert all(frame["fraction_of_limit"] == expected(frame) for frame in reading)
+
+
 def test_nobody_is_told_once_the_last_watcher_has_gone(
     serve: Serve, load: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -63,7 +63,7 @@ class Screen(io.StringIO):
                 self.lines[self.row] = ""
             elif not part.startswith("\x1b"):
                 self.lines[self.row] += part
-        return len(text)
+        return super().write(text)
 
     @property
     def text(self) -> str:
