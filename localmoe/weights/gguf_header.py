@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from localmoe.weights.byte_cursor import WINDOW_NBYTES, ByteCursor, RandomReader
 from localmoe.weights.file_kinds import describe_bytes
 from localmoe.weights.gguf_tensors import TensorInfo, read_tensors
 from localmoe.weights.gguf_values import LargeArray, Value, read_metadata
+from localmoe.weights.model_file import open_model_file
 
 DEFAULT_ALIGNMENT = 32
 MAX_ALIGNMENT = 1 << 24
@@ -45,20 +45,8 @@ def read_header(path: str | Path) -> GgufHeader:
     whatever the file says.
     """
     path = os.fspath(path)
-    if "\0" in path:
-        raise ModelNotFoundError(f"{path!r} cannot be the name of a file.")
-    try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise ModelNotFoundError(f"{path} is not a file. Give the path of a .gguf file.")
-        with open(path, "rb", buffering=0) as file:
-            return parse_header(file, path, os.fstat(file.fileno()).st_size)
-    except FileNotFoundError as error:
-        raise ModelNotFoundError(f"there is no model file {path}. Check the path.") from error
-    except OSError as error:
-        raise ModelNotFoundError(
-            f"cannot read the model file {path}: {error.strerror}. Check its permissions and the "
-            "disk."
-        ) from error
+    with open_model_file(path, ".gguf") as (file, file_nbytes):
+        return parse_header(file, path, file_nbytes)
 
 
 def read_array(header: GgufHeader, array: LargeArray) -> bytes:
