@@ -1,0 +1,1 @@
+"""The torch engine: safetensors checkpoints through transformers, experts served by localmoe."""

@@ -1,0 +1,83 @@
+"""A checkpoint that is open: its weights by name, and reads of those that stay in memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from localmoe.backends.torch.weight import Weight
+from localmoe.errors import ExpertReadError
+from localmoe.weights.catalog import Extent
+
+_STEP_NBYTES = 64 << 20
+
+
+def read_weight(weight: Weight) -> Tensor:
+    """Read a weight, past what the page cache should keep. Raises ExpertReadError."""
+    raw = torch.empty(weight.nbytes, dtype=torch.uint8)
+    start = 0
+    for stored in weight.stored:
+        _read(stored.extent, raw[start : start + stored.extent.nbytes])
+        start += stored.extent.nbytes
+    if weight.is_plain:
+        return raw.view(torch.uint8).view(weight.dtype).view(weight.shape)
+    return weight.decoded(raw, weight.dtype)
+
+
+def _read(extent: Extent, target: Tensor) -> None:
+    view = memoryview(target.numpy())
+    try:
+        descriptor = os.open(extent.path, os.O_RDONLY)
+        try:
+            done = 0
+            while done < extent.nbytes:
+                step = view[done : done + _STEP_NBYTES]
+                got = os.preadv(descriptor, [step], extent.offset + done)
+                if not got:
+                    raise ExpertReadError(extent.path, extent.offset, extent.nbytes, None)
+                done += got
+            if hasattr(os, "posix_fadvise"):
+                advice = os.POSIX_FADV_DONTNEED
+                os.posix_fadvise(descriptor, extent.offset, extent.nbytes, advice)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise ExpertReadError(extent.path, extent.offset, extent.nbytes, error) from error
+
+
+class LazyWeight:
+    """What transformers takes for a tensor of a checkpoint: read when it is looked into."""
+
+    def __init__(self, weight: Weight, dtype_name: str) -> None:
+        self._weight, self._dtype_name = weight, dtype_name
+
+    def __getitem__(self, _: object) -> Tensor:
+        return read_weight(self._weight)
+
+    def get_dtype(self) -> str:
+        """Return the type's name as safetensors writes it."""
+        return self._dtype_name
+
+    def get_shape(self) -> list[int]:
+        """Return the shape."""
+        return list(self._weight.shape)
+
+
+class LazyWeights(Mapping[str, LazyWeight]):
+    """A state dict that holds nothing."""
+
+    def __init__(self, weights: Mapping[str, Weight], names: Mapping[torch.dtype, str]) -> None:
+        self._weights, self._names = weights, names
+
+    def __getitem__(self, name: str) -> LazyWeight:
+        weight = self._weights[name]
+        return LazyWeight(weight, self._names[weight.dtype])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._weights)
+
+    def __len__(self) -> int:
+        return len(self._weights)

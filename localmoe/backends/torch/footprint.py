@@ -1,0 +1,142 @@
+"""What a model needs beside its weights, found out on torch's meta device: nothing is computed."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import DynamicCache, PreTrainedModel
+
+from localmoe.backends.torch.stripped import Stripped
+from localmoe.errors import UnsupportedModelError
+
+CHUNKS = (512, 256, 128, 64, 32, 16, 8, 1)
+"""Lengths of prefill steps that are looked at."""
+_SCRATCH_SHARE = 0.25
+"""What kernels take for themselves, over what tensors take."""
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What a step of so many tokens needs, in bytes. See `planning.request.ChunkFootprint`."""
+
+    chunk_tokens: int
+    kv_bytes: int
+    compute_bytes: int
+
+
+def footprints(
+    model: PreTrainedModel, stripped: Stripped, context_tokens: int
+) -> tuple[Footprint, ...]:
+    """Return what steps need when the context is nearly full, the longest step first.
+
+    The model is on the meta device, without experts. Raises UnsupportedModelError.
+    """
+    with _experts_that_do_nothing(stripped):
+        kv_bytes = _kv_bytes(model, context_tokens)
+        chunks = [chunk for chunk in CHUNKS if chunk <= context_tokens]
+        return tuple(
+            Footprint(chunk, kv_bytes, _compute_bytes(model, context_tokens, chunk))
+            for chunk in chunks
+        )
+
+
+def _kv_bytes(model: PreTrainedModel, context_tokens: int) -> int:
+    """Return what the cache takes; a layer's is there twice while a token is added to it."""
+    cache = _filled(model, context_tokens)
+    sizes = [sum(_nbytes(vars(layer))) for layer in cache.layers]
+    return sum(sizes) + max(sizes, default=0)
+
+
+def _nbytes(values: dict[Any, Any]) -> Iterator[int]:
+    for value in values.values():
+        if isinstance(value, Tensor):
+            yield value.numel() * value.element_size()
+        elif isinstance(value, dict):
+            yield from _nbytes(value)
+
+
+def _compute_bytes(model: PreTrainedModel, context_tokens: int, chunk_tokens: int) -> int:
+    cache = _filled(model, context_tokens - chunk_tokens)
+    with _Peak() as peak:
+        _step(model, cache, chunk_tokens)
+    return int(peak.most_bytes * (1 + _SCRATCH_SHARE))
+
+
+def _filled(model: PreTrainedModel, tokens: int) -> DynamicCache:
+    cache = DynamicCache(config=model.config)
+    if tokens:
+        _step(model, cache, tokens)
+    return cache
+
+
+def _step(model: PreTrainedModel, cache: DynamicCache, tokens: int) -> None:
+    ids = torch.zeros((1, tokens), dtype=torch.long, device="meta")
+    try:
+        with torch.inference_mode():
+            model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    except Exception as error:
+        raise UnsupportedModelError(
+            f"what this model ({model.config.model_type}) needs cannot be found out without "
+            f"computing: {str(error).strip()[:300] or type(error).__name__}"
+        ) from error
+
+
+class _Peak(TorchDispatchMode):
+    """Counts the bytes of all tensors that are made while it lasts, and how many there were."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.most_bytes = 0
+        self._bytes = 0
+        self._uses: dict[int, int] = {}
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for each in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(each, Tensor):
+                self._made(each)
+        return result
+
+    def _made(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key, nbytes = storage._cdata, storage.nbytes()
+        if key not in self._uses:
+            self._uses[key] = 0
+            self._bytes += nbytes
+            self.most_bytes = max(self.most_bytes, self._bytes)
+        self._uses[key] += 1
+        weakref.finalize(tensor, self._gone, key, nbytes)
+
+    def _gone(self, key: int, nbytes: int) -> None:
+        self._uses[key] -= 1
+        if not self._uses[key]:
+            del self._uses[key]
+            self._bytes -= nbytes
+
+
+class _Nothing:
+    """Stands for the experts of a layer: their sum has the shape of what they are given."""
+
+    def forward(self, hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+        return torch.empty_like(hidden)
+
+
+@contextmanager
+def _experts_that_do_nothing(stripped: Stripped) -> Iterator[None]:
+    for one in stripped.modules:
+        module: Any = one.module
+        module.localmoe = _Nothing()
+    try:
+        yield
+    finally:
+        for one in stripped.modules:
+            del one.module.localmoe

@@ -1,0 +1,71 @@
+"""What a model keeps of its context: transformers' cache, cut back, remembered and saved."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from transformers import DynamicCache, PretrainedConfig
+from transformers.cache_utils import DynamicIndexedLayer, DynamicLayer
+
+_MARKS = 2
+
+
+class KvCache:
+    """The cache of one stream of tokens. `position` is how many it has seen."""
+
+    def __init__(self, config: PretrainedConfig) -> None:
+        self._config = config
+        self.cache = DynamicCache(config=config)
+        self.position = 0
+        self._marks: dict[int, list[Any]] = {}
+
+    @property
+    def can_rewind(self) -> bool:
+        """Whether every layer keeps all that it has seen, so that any end can be cut off."""
+        return all(_is_whole(layer) for layer in self.cache.layers)
+
+    def mark(self) -> None:
+        """Remember this position: what cannot be cut back is copied. The last two are kept."""
+        if self.can_rewind or not self.position:
+            return
+        self._marks.pop(self.position, None)
+        self._marks[self.position] = [
+            None if _is_whole(layer) else copy.deepcopy(layer) for layer in self.cache.layers
+        ]
+        while len(self._marks) > _MARKS:
+            del self._marks[next(iter(self._marks))]
+
+    def truncate(self, n: int) -> int:
+        """Keep the first n tokens, or fewer where that cannot be; return how many are left."""
+        return self.position if n >= self.position else self.rollback(n)
+
+    def rollback(self, n: int) -> int:
+        """Undo what came after n tokens, a step that broke off half way included; see `truncate`."""
+        if n > 0 and not self.can_rewind:
+            n = max((at for at in self._marks if at <= n), default=0)
+        self._marks = {at: mark for at, mark in self._marks.items() if at <= n}
+        if n == 0:
+            self.cache = DynamicCache(config=self._config)
+        else:
+            self._cut(n)
+        self.position = n
+        return n
+
+    def replace(self, cache: DynamicCache, position: int) -> None:
+        """Take another cache in place of this one; marks are forgotten."""
+        self.cache, self.position = cache, position
+        self._marks.clear()
+
+    def _cut(self, n: int) -> None:
+        kept = self._marks.get(n) or [None] * len(self.cache.layers)
+        for place, (layer, copied) in enumerate(zip(self.cache.layers, kept, strict=True)):
+            if copied is not None:
+                self.cache.layers[place] = copy.deepcopy(copied)
+            elif (held := layer.get_seq_length()) > n:
+                layer.crop(n - held)
+
+
+def _is_whole(layer: Any) -> bool:
+    """Whether a layer has all that it has seen."""
+    return type(layer) in (DynamicLayer, DynamicIndexedLayer)

@@ -1,0 +1,110 @@
+"""A model with its resident weights, and without its experts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.integrations.moe import ExpertsInterface
+from transformers.utils import logging
+
+from localmoe.backends.torch.checkpoint import LazyWeights
+from localmoe.backends.torch.quantizer import NAME, OnModel, ServedConfig
+from localmoe.backends.torch.weight import DTYPES, Weight
+from localmoe.errors import LocalMoeError, ModelFormatError, UnsupportedModelError
+
+
+def _forward(
+    module: Any, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor
+) -> torch.Tensor:
+    total: torch.Tensor = module.localmoe.forward(hidden, index, weights)
+    return total
+
+
+ExpertsInterface.register(NAME, _forward)
+
+
+def load_resident(
+    config: PretrainedConfig,
+    weights: Mapping[str, Weight],
+    dtype: torch.dtype,
+    on_model: OnModel,
+) -> PreTrainedModel:
+    """Build the model and load what stays in memory; `on_model` gets it before, without experts.
+
+    Raises LocalMoeError.
+    """
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    with _quietly():
+        try:
+            model, info = model_class(config).from_pretrained(
+                None,
+                config=config,
+                state_dict=dict(LazyWeights(weights, names)),
+                dtype=dtype,
+                quantization_config=ServedConfig(on_model),
+                experts_implementation=NAME,
+                output_loading_info=True,
+            )
+        except LocalMoeError:
+            raise
+        except Exception as error:
+            raise UnsupportedModelError(
+                f"transformers {transformers.__version__} could not load this checkpoint as "
+                f"{config.model_type}: {str(error).strip()[:400] or type(error).__name__}"
+            ) from error
+    _check(model, info)
+    loaded: PreTrainedModel = model.eval()
+    return loaded
+
+
+def model_class(config: PretrainedConfig) -> Any:
+    """Return transformers' class for a model that continues text. Raises UnsupportedModelError."""
+    for name in config.architectures or ():
+        found = getattr(transformers, name, None)
+        if isinstance(found, type) and issubclass(found, PreTrainedModel):
+            return found
+    mapping = AutoModelForCausalLM._model_mapping
+    if type(config) in mapping:
+        return mapping[type(config)]
+    raise UnsupportedModelError(
+        f"transformers {transformers.__version__} has no model of the architecture "
+        f"{', '.join(config.architectures or ()) or config.model_type}"
+    )
+
+
+def _check(model: PreTrainedModel, info: Mapping[str, Any]) -> None:
+    """Raise unless everything that is in the model was in the checkpoint."""
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise ModelFormatError(
+            f"the checkpoint lacks {len(missing)} of the weights that the model has, such as "
+            f"{missing[0]}: it is not whole, or config.json is of another model"
+        )
+    if wrong := sorted(info.get("mismatched_keys") or ()):
+        raise ModelFormatError(f"the checkpoint's {wrong[0]} has another shape than the model's")
+    left = [n for n, t in (*model.named_parameters(), *model.named_buffers()) if t.is_meta]
+    if left:
+        raise UnsupportedModelError(
+            f"transformers left {len(left)} tensors without values, such as {left[0]}"
+        )
+
+
+class _quietly:  # noqa: N801 (reads like a statement)
+    """While this lasts transformers writes nothing: what matters of it is raised."""
+
+    def __enter__(self) -> None:
+        self._level = logging.get_verbosity()
+        self._bars = logging.is_progress_bar_enabled()
+        logging.set_verbosity(logging.CRITICAL)
+        logging.disable_progress_bar()
+
+    def __exit__(self, *_: object) -> None:
+        logging.set_verbosity(self._level)
+        if self._bars:
+            logging.enable_progress_bar()
+
+

@@ -1,0 +1,37 @@
+"""Routers tell whom they chose before anybody asks: reads begin while other modules compute."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from localmoe.backends.torch.server import ExpertServer
+
+
+def hook_routers(model: nn.Module, name: str, layer: int, server: ExpertServer) -> int:
+    """Have every sibling of a module of experts looked at that returns numbers of experts.
+
+    Returns how many are looked at. What they return is not changed.
+    """
+    parent = model.get_submodule(name.rpartition(".")[0])
+    experts = model.get_submodule(name)
+
+    def look(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        index = _chosen(output)
+        if index is not None:
+            server.begin(layer, index.reshape(-1).tolist())
+
+    siblings = [child for child in parent.children() if child is not experts]
+    for child in siblings:
+        child.register_forward_hook(look)
+    return len(siblings)
+
+
+def _chosen(output: Any) -> Tensor | None:
+    """Return the numbers of experts in what a router returns, [T, K]; None: there are none."""
+    for each in output if isinstance(output, tuple) else (output,):
+        if isinstance(each, Tensor) and each.dtype in (torch.int64, torch.int32) and each.dim() == 2:
+            return each
+    return None
