@@ -41,8 +41,13 @@ class ExpertFiles:
 
     def expert(self, layer: int, expert: int) -> list[bytes]:
         """Return the bytes of each part of an expert."""
-        extents = [part.expert_extent(expert) for part in self.layers[layer].parts]
-        return [self._contents[e.path][e.offset : e.offset + e.nbytes] for e in extents]
+        return [
+            b"".join(
+                self._contents[e.path][e.offset : e.offset + e.nbytes]
+                for e in part.expert_pieces(expert)
+            )
+            for part in self.layers[layer].parts
+        ]
 
     def open(self, disk: Disk, blocks: Mapping[int, int] | int = 512) -> dict[str, DirectFile]:
         """Open every shard on this disk; `blocks` is its alignment, one for all or by shard."""
