@@ -28,8 +28,9 @@ class CacheRig:
         counts: Sequence[int],
         workers: int,
         library: Library | None = None,
+        shapes: Sequence[LayerShape] = SHAPES,
     ) -> None:
-        self.experts = ExpertFiles(directory, SHAPES)
+        self.experts = ExpertFiles(directory, shapes)
         self.disk = Disk()
         self.files = self.experts.open(self.disk)
         self.pool = SlotPool(slot_classes(self.experts.layers, 512), counts)
