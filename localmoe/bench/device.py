@@ -94,13 +94,14 @@ def timed_reads(
 
 
 def _chooser(catalog: Catalog, nbytes: int, seed: int) -> Choose:
-    """Return a function that names the part of a random expert, or a piece of it."""
+    """Return a function that names a run of bytes of a random expert's part, or a piece of it."""
     rng = random.Random(seed)
     parts = [(layer, part) for layer in catalog.layers for part in layer.parts]
 
     def choose() -> Extent:
         layer, part = rng.choice(parts)
-        path, offset, length = part.expert_extent(rng.randrange(layer.n_experts))
+        pieces = part.expert_pieces(rng.randrange(layer.n_experts))
+        path, offset, length = rng.choice(pieces)
         if length <= nbytes:
             return Extent(path, offset, length)
         return Extent(path, offset + rng.randrange(length // nbytes) * nbytes, nbytes)

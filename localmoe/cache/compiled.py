@@ -26,7 +26,7 @@ from localmoe.native.library import (
     Library,
     Part,
 )
-from localmoe.weights.catalog import ExpertKey, MoeLayer
+from localmoe.weights.catalog import ExpertKey, ExpertPart, MoeLayer
 
 _LOG_WORDS = 1 << 14
 _FULL_WORDS = 1 << 10
@@ -101,8 +101,13 @@ class CompiledExperts:
         settle: Callable[[], None],
         evicts: Sequence[bool],
     ) -> CompiledExperts | None:
-        """Return the tables; None without a library, or where its structures have no room."""
+        """Return the tables; None without a library, or where it cannot say how the parts lie.
+
+        That is so where there are too many, or where they are not expert after expert.
+        """
         if library is None or any(len(layer.parts) > MOST_PARTS for layer in layers):
+            return None
+        if any(not isinstance(part, ExpertPart) for layer in layers for part in layer.parts):
             return None
         return cls(library, layers, placement, files, settle, evicts)
 
@@ -165,7 +170,7 @@ class CompiledExperts:
             return error
         s = self.struct
         part = self._layers[s.failed_row].parts[s.failed_part]
-        path, offset, nbytes = part.expert_extent(s.failed_expert)
+        ((path, offset, nbytes),) = part.expert_pieces(s.failed_expert)
         cause = OSError(s.failed_errno, "") if s.failed_errno else None
         return ExpertReadError(path, offset, nbytes, cause)
 
@@ -225,7 +230,8 @@ class CompiledExperts:
         found = (Part * len(layer.parts))()
         may_read = evicts[self._pool.class_index(layer.layer)]
         for index, part in enumerate(layer.parts):
-            file, extent = files[part.extent.path], part.expert_extent(0)
+            (extent,) = part.expert_pieces(0)
+            file = files[extent.path]
             fd = file.descriptor if may_read and file.descriptor is not None else -1
             start = placement.data_start(layer.layer, index)
             found[index] = Part(extent.offset, extent.nbytes, start, fd, file.block)

@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
+from localmoe.cache.bounce import Bounce
 from localmoe.cache.memory import HostMemory, round_up
 from localmoe.errors import ExpertReadError, ModelNotFoundError
 from localmoe.weights.catalog import Extent
@@ -65,6 +66,25 @@ class DirectFile:
             ctypes.memmove(address, address + lead, nbytes)  # releases the GIL
         if not self.direct:
             self._drop_pages(offset, nbytes)
+
+    def read_apart(
+        self, memory: HostMemory, start: int, offset: int, nbytes: int, bounce: Bounce
+    ) -> None:
+        """Fill memory[start : start + nbytes] and write nothing around it, wherever that lies.
+
+        Direct reads go into the buffer, as much as it holds at a time. Raises ExpertReadError.
+        """
+        if self.block == 1:  # buffered reads write what they are asked for, and no more
+            self.read(memory, start, offset, nbytes)
+            return
+        done = 0
+        while done < nbytes:
+            lead = (offset + done) % self.block
+            count = min(nbytes - done, bounce.nbytes - lead)
+            self.read(bounce.memory, bounce.start + lead, offset + done, count)
+            source = bounce.memory.address + bounce.start + lead
+            ctypes.memmove(memory.address + start + done, source, count)  # releases the GIL
+            done += count
 
     def close(self) -> None:
         """Close the file. May be called twice."""

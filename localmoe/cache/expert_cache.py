@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 
+from localmoe.cache.bounce import buffers_needed
 from localmoe.cache.compiled import CompiledExperts
 from localmoe.cache.direct_file import DirectFile
 from localmoe.cache.lease import Lease
@@ -41,14 +42,13 @@ class ExpertCache:
         library: Library | None = None,
     ) -> None:
         """With a `library` single tokens' experts are served by compiled code: see `compiled`."""
+        layers = tuple(layers)
         self._layers = {layer.layer: layer for layer in layers}
         self._pool = pool
-        block = max(file.block for file in files.values())
-        self._placement = Placement(self._layers.values(), pool, block)
-        self._reader = Reader(files, pool.memory, workers)
-        self._warm = WarmStart(files, pool.memory, self._placement.jobs)
-        self.occupancy = Occupancy(self._layers.values(), pool, policy)
-        o = self.occupancy
+        self._placement = Placement(layers, pool, max(file.block for file in files.values()))
+        self._reader = Reader(files, pool.memory, workers, buffers_needed(layers, workers))
+        self._warm = WarmStart(self._placement.jobs, self._reader.read)
+        o = self.occupancy = Occupancy(layers, pool, policy)
         self._keys, self._slot_of, self._free = o.keys, o.slot_of, o.free
         self._policies, self._counters = o.policies, o.counters
         self._lent = [0] * len(pool.classes)
@@ -56,7 +56,7 @@ class ExpertCache:
         self._pins: dict[ExpertKey, int] = {}
         self._settle = [policy.settle for policy in self._policies]
         evicts = [policy.keeps_order for policy in self._policies]
-        args = (tuple(self._layers.values()), self._placement, files, self.settle, evicts)
+        args = (layers, self._placement, files, self.settle, evicts)
         self.compiled = CompiledExperts.make(library, *args)
         """The tables that compiled code serves single tokens from, where it does."""
         o.compiled = self.compiled
@@ -297,7 +297,7 @@ class ExpertCache:
         """Start to read one part of these experts into their slots."""
         nbytes, keys = layer.parts[part].expert_nbytes, self._keys[layer.layer]
         loads = [Load(keys[e], slot, (nbytes,)) for e, slot in slots.items()]
-        self._reader.submit(self._placement.job(load, part) for load in loads)
+        self._reader.submit(self._placement.part_jobs(loads, part))
         self._counters.read_bytes += nbytes * len(loads)
         return loads
 

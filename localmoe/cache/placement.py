@@ -6,14 +6,14 @@ from collections.abc import Iterable, Iterator
 
 from localmoe.cache.reader import Job, Load
 from localmoe.cache.slots import SlotPool
-from localmoe.weights.catalog import MoeLayer
+from localmoe.weights.catalog import ExpertPart, Extent, MoeLayer
 
 
 class Placement:
     """`block` is the alignment of direct reads; parts lie in their slots so as to suit it."""
 
     def __init__(self, layers: Iterable[MoeLayer], pool: SlotPool, block: int) -> None:
-        self.pool = pool
+        self.pool, self._block = pool, block
         self._layers = {layer.layer: layer for layer in layers}
         self._data_starts = {
             number: tuple(pool.data_start(layer, part, block) for part in range(len(layer.parts)))
@@ -29,12 +29,31 @@ class Placement:
         loads = list(loads)
         if loads:
             for part in range(len(self._layers[loads[0].key.layer].parts)):
-                for load in loads:
-                    yield self.job(load, part, part)
+                yield from self.part_jobs(loads, part, part)
 
-    def job(self, load: Load, part: int, load_part: int = 0) -> Job:
-        """Return the read of one part; for the load it is number `load_part`."""
-        layer = load.key.layer
-        start = self.pool.start(self.pool.class_index(layer), load.slot)
-        extent = self._layers[layer].parts[part].expert_extent(load.key.expert)
-        return Job(extent, start + self._data_starts[layer][part], load, load_part)
+    def part_jobs(self, loads: Iterable[Load], part: int, load_part: int = 0) -> Iterator[Job]:
+        """Return the reads of one part of experts; for their loads it is number `load_part`."""
+        for load in loads:
+            layer, expert = load.key
+            start = self.pool.start(self.pool.class_index(layer), load.slot)
+            start += self._data_starts[layer][part]
+            found = self._layers[layer].parts[part]
+            if isinstance(found, ExpertPart):
+                yield Job(found.expert_extent(expert), start, load, load_part)
+                continue
+            room = range(start, start + found.expert_nbytes)
+            for extent in found.expert_pieces(expert):
+                yield Job(extent, start, load, load_part, not self._suits(extent, start, room))
+                start += extent.nbytes
+
+    def _suits(self, extent: Extent, start: int, room: range) -> bool:
+        """Whether a direct read to `start` writes nothing in the part's room but this piece.
+
+        The pieces of a part lie one right after the other; around the part there is slack.
+        """
+        stop = start + extent.nbytes
+        return (
+            (extent.offset - start) % self._block == 0
+            and (start == room.start or start % self._block == 0)
+            and (stop == room.stop or stop % self._block == 0)
+        )

@@ -34,10 +34,9 @@ def catalog_digest(catalog: Catalog) -> str:
     for layer in catalog.layers:
         digest.update(f"\n{layer.layer} {layer.n_experts} {layer.n_experts_used}".encode())
         for part in layer.parts:
+            offset = part.expert_pieces(0)[0].offset
             digest.update(
-                f" {part.tensor} {part.extent.offset} {part.expert_nbytes}".encode(
-                    errors="surrogateescape"
-                )
+                f" {part.tensor} {offset} {part.expert_nbytes}".encode(errors="surrogateescape")
             )
     digest.update(Path(catalog.paths[0]).name.encode(errors="surrogateescape"))
     return digest.hexdigest()[:32]

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from queue import SimpleQueue
 from typing import NamedTuple
 
+from localmoe.cache.bounce import BounceBuffers
 from localmoe.cache.direct_file import DirectFile, pieces
 from localmoe.cache.memory import HostMemory, round_up
 from localmoe.cache.ring import Ring, open_ring
@@ -85,18 +86,36 @@ class Load:
 
 
 class Job(NamedTuple):
-    """One read: bytes of a file into memory at `start`, for a part of a load."""
+    """One read: bytes of a file into memory at `start`, for a part of a load.
+
+    `apart`: nothing around them may be written, so they pass through a buffer.
+    """
 
     extent: Extent
     start: int
     load: Load
     part: int
+    apart: bool = False
 
 
 def split(job: Job, block: int) -> list[Job]:
     """Cut a long read into pieces that several workers can share."""
+    offset = job.extent.offset
+    if job.apart:  # it is copied anyway: cut it where reads of the file begin
+        cut = pieces(job.extent, offset, block, PIECE_NBYTES)
+        return [job._replace(extent=e, start=job.start + at - offset) for e, at in cut]
     cut = pieces(job.extent, job.start, block, PIECE_NBYTES)
     return [job._replace(extent=extent, start=start) for extent, start in cut]
+
+
+def announce(jobs: Iterable[Job]) -> None:
+    """Tell the loads in how many pieces their parts come: all of them, before the first is read."""
+    counts: dict[tuple[Load, int], int] = {}
+    for job in jobs:
+        key = job.load, job.part
+        counts[key] = counts.get(key, 0) + 1
+    for (load, part), count in counts.items():
+        load.expect(part, count)
 
 
 class RingReads:
@@ -116,9 +135,9 @@ class RingReads:
         """Whether there is room for these reads, all of them direct and without a copy."""
         if len(jobs) + len(self._jobs) > _RING_DEPTH:
             return False
-        for extent, start, _, _ in jobs:
+        for extent, start, _, _, apart in jobs:
             direct = self._direct.get(extent.path)
-            if direct is None or (extent.offset - start) % direct[1]:
+            if direct is None or apart or (extent.offset - start) % direct[1]:
                 return False
         return True
 
@@ -164,12 +183,25 @@ class RingReads:
         self._ring.close()
 
 
-def read_now(files: Mapping[str, DirectFile], memory: HostMemory, job: Job) -> None:
-    """Read and tell the load, which gets every error: it belongs to whoever waits."""
+def read_now(
+    files: Mapping[str, DirectFile],
+    memory: HostMemory,
+    job: Job,
+    buffers: BounceBuffers | None = None,
+) -> None:
+    """Read and tell the load, which gets every error: it belongs to whoever waits.
+
+    What is to be read apart needs `buffers`.
+    """
     path, offset, nbytes = job.extent
     error: Exception | None = None
     try:
-        files[path].read(memory, job.start, offset, nbytes)
+        if job.apart:
+            assert buffers  # the ring takes no such reads
+            with buffers.lend() as bounce:
+                files[path].read_apart(memory, job.start, offset, nbytes, bounce)
+        else:
+            files[path].read(memory, job.start, offset, nbytes)
     except Exception as caught:
         error = caught
     job.load.arrived(job.part, error)
@@ -181,8 +213,12 @@ class Reader:
     Reads release the interpreter lock. `files` must hold every path that jobs name.
     """
 
-    def __init__(self, files: Mapping[str, DirectFile], memory: HostMemory, workers: int) -> None:
+    def __init__(
+        self, files: Mapping[str, DirectFile], memory: HostMemory, workers: int, buffers: int = 0
+    ) -> None:
+        """`buffers`: how many reads apart may go on at once; none can where there are none."""
         self._files, self._memory = files, memory
+        self._buffers = BounceBuffers(buffers)
         ring = open_ring(_RING_DEPTH)
         self._ring = RingReads(ring, files, memory) if ring else None
         self._queue: deque[Job] = deque()
@@ -206,9 +242,8 @@ class Reader:
             raise RuntimeError("the reader is closed: nothing would ever arrive")
         parts: list[Job] = []
         for job in jobs:
-            cut = split(job, self._files[job.extent.path].block)
-            job.load.expect(job.part, len(cut))
-            parts += cut
+            parts += split(job, self._files[job.extent.path].block)
+        announce(parts)
         if self._ring and self._ring.takes(parts):
             self._ring.submit(parts)
             return
@@ -236,6 +271,11 @@ class Reader:
             self._tokens.put(False)
         for thread in self._threads:
             thread.join()
+        self._buffers.close()
+
+    def read(self, job: Job) -> None:
+        """Read in the thread that calls; the load gets every error."""
+        read_now(self._files, self._memory, job, self._buffers)
 
     def _work(self) -> None:
         while self._tokens.get():
@@ -243,4 +283,4 @@ class Reader:
                 job = self._queue.popleft()
             except IndexError:  # the reader was closed meanwhile
                 continue
-            read_now(self._files, self._memory, job)
+            self.read(job)

@@ -7,17 +7,14 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 
-from localmoe.cache.direct_file import DirectFile
-from localmoe.cache.memory import HostMemory
+from localmoe.cache.bounce import WARM_THREADS
 from localmoe.cache.policies import UseRates
-from localmoe.cache.reader import Job, Load, read_now
+from localmoe.cache.reader import Job, Load, announce
 from localmoe.errors import ExpertReadError
 from localmoe.weights.catalog import ExpertKey, MoeLayer
 
-_THREADS = 2
-"""Two reads at once are as fast as the device; more would be in the way of the first demand."""
 _QUIET_SECONDS = 0.25
 """So long after the last demand nobody is waiting: the next prompt is being thought of."""
 _PAUSE_SECONDS = 0.05
@@ -45,12 +42,11 @@ class WarmStart:
 
     def __init__(
         self,
-        files: Mapping[str, DirectFile],
-        memory: HostMemory,
         jobs: Callable[[Iterable[Load]], Iterable[Job]],
+        read: Callable[[Job], None],
     ) -> None:
-        """`jobs` gives the reads of loads of one layer."""
-        self._files, self._memory, self._jobs_of = files, memory, jobs
+        """`jobs` gives the reads of loads of one layer, and `read` does one of them."""
+        self._jobs, self._read = jobs, read
         self._queue: deque[Load] = deque()
         self._threads: list[threading.Thread] = []
         self._closed = False
@@ -62,7 +58,7 @@ class WarmStart:
         """Read these in their order. To be called once."""
         self._queue.extend(loads)
         self.keys.update(load.key for load in self._queue)
-        for number in range(min(_THREADS, len(self._queue))):
+        for number in range(min(WARM_THREADS, len(self._queue))):
             name = f"localmoe-warm-{number}"
             thread = threading.Thread(target=self._work, name=name, daemon=True)
             thread.start()
@@ -90,7 +86,7 @@ class WarmStart:
         self._threads.clear()
         while self._queue:
             load = self._queue.popleft()
-            for job in self._jobs_of([load]):
+            for job in self._announced(load):
                 cancelled = OSError(errno.ECANCELED, "the cache was closed")
                 load.arrived(job.part, ExpertReadError(*job.extent, cancelled))
 
@@ -104,5 +100,11 @@ class WarmStart:
                 load = self._queue.popleft()
             except IndexError:
                 return
-            for job in self._jobs_of([load]):
-                read_now(self._files, self._memory, job)
+            for job in self._announced(load):
+                self._read(job)
+
+    def _announced(self, load: Load) -> list[Job]:
+        """Return the reads of a load that knows how many there are."""
+        jobs = list(self._jobs([load]))
+        announce(jobs)
+        return jobs

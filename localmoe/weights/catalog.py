@@ -42,10 +42,73 @@ class ExpertPart:
     extent: Extent
     expert_nbytes: int
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all experts."""
+        return self.extent.nbytes
+
     def expert_extent(self, expert: int) -> Extent:
         """Return where one expert's share of this part lies."""
         offset = self.extent.offset + expert * self.expert_nbytes
         return Extent(self.extent.path, offset, self.expert_nbytes)
+
+    def expert_pieces(self, expert: int) -> tuple[Extent, ...]:
+        """Return the runs of bytes that make up one expert's share, in their order: just one."""
+        return (self.expert_extent(expert),)
+
+    def is_aligned(self, block: int) -> bool:
+        """Whether every expert's share begins and ends at multiples of the block."""
+        return self.extent.offset % block == 0 and self.expert_nbytes % block == 0
+
+    def remainder(self, block: int) -> int:
+        """Return what every share's offset leaves modulo the block; 0 where they differ."""
+        return self.extent.offset % block if self.expert_nbytes % block == 0 else 0
+
+
+@dataclass(frozen=True)
+class ScatteredPart:
+    """One matrix (or bias) of all experts of one layer, each put together from tensors of its own.
+
+    `tensor` names the matrix that it becomes. `pieces` are the runs of bytes of each expert in
+    turn, one after the other, in any files; all experts have `expert_nbytes` together. Raises
+    ValueError where that is not so: what is read must not leave its slot.
+    """
+
+    tensor: str
+    pieces: tuple[tuple[Extent, ...], ...]
+    expert_nbytes: int
+
+    def __post_init__(self) -> None:
+        for runs in self.pieces:
+            total = sum(run.nbytes for run in runs)
+            if total != self.expert_nbytes or any(run.nbytes < 1 for run in runs):
+                raise ValueError(
+                    f"{self.tensor}: {total} bytes in {runs}, not {self.expert_nbytes}"
+                )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all experts."""
+        return len(self.pieces) * self.expert_nbytes
+
+    def expert_pieces(self, expert: int) -> tuple[Extent, ...]:
+        """Return the runs of bytes that make up one expert's share, in their order."""
+        return self.pieces[expert]
+
+    def is_aligned(self, block: int) -> bool:
+        """Whether every expert's share is one run, from one multiple of the block to another."""
+        return self.expert_nbytes % block == 0 and all(
+            len(runs) == 1 and runs[0].offset % block == 0 for runs in self.pieces
+        )
+
+    def remainder(self, block: int) -> int:
+        """Return what every share's first offset leaves modulo the block; 0 where they differ."""
+        found = {runs[0].offset % block for runs in self.pieces}
+        return found.pop() if len(found) == 1 else 0
+
+
+Part = ExpertPart | ScatteredPart
+"""One matrix (or bias) of all experts of one layer, wherever its bytes lie."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +118,7 @@ class MoeLayer:
     layer: int
     n_experts: int
     n_experts_used: int
-    parts: tuple[ExpertPart, ...]
+    parts: tuple[Part, ...]
 
     @property
     def expert_nbytes(self) -> int:
@@ -90,7 +153,7 @@ class Catalog:
     @property
     def expert_nbytes(self) -> int:
         """Bytes of all routed experts of all layers."""
-        return sum(part.extent.nbytes for layer in self.layers for part in layer.parts)
+        return sum(part.nbytes for layer in self.layers for part in layer.parts)
 
     @property
     def n_experts_total(self) -> int:

@@ -12,6 +12,7 @@ from localmoe.errors import ModelFormatError
 
 _CHUNK_NBYTES = 1 << 20
 _SPACE = re.compile(rb"[ \t\n\r]*+")
+_MARKS = {mark: re.compile(_SPACE.pattern + re.escape(mark)) for mark in (b"{", b"}", b":", b",")}
 _STRING = re.compile(rb'"(?:[^"\\\x00-\x1f]++|\\.)*+"')
 
 
@@ -105,17 +106,17 @@ class JsonCursor:
         assert found  # it may be empty
         self._at = found.end()
 
-    def _skips(self, token: bytes) -> bool:
-        self._skip_space()
-        if self._data[self._at : self._at + 1] != token:
-            return False
-        self._at += 1
-        return True
+    def _skips(self, mark: bytes) -> bool:
+        found = _MARKS[mark].match(self._data, self._at)
+        if found:
+            self._at = found.end()
+        return found is not None
 
-    def _expect(self, token: bytes, what: str) -> None:
-        if not self._skips(token):
+    def _expect(self, mark: bytes, what: str) -> None:
+        if not self._skips(mark):
+            self._skip_space()
             found = self._data[self._at : self._at + 1]
-            raise self._error(f"should have {token!r} in {what}, but has {found!r}")
+            raise self._error(f"should have {mark!r} in {what}, but has {found!r}")
 
     def _error(self, what: str) -> ModelFormatError:
         return ModelFormatError(

@@ -15,6 +15,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
+from unittest.mock import patch
 
 import hypothesis.strategies as st
 import pytest
@@ -30,15 +31,18 @@ from hypothesis.stateful import (
     rule,
 )
 
+from localmoe.cache import bounce
 from localmoe.cache.expert_cache import ExpertCache
 from localmoe.cache.lease import Lease
+from localmoe.cache.placement import Placement
+from localmoe.cache.reader import Job, Load
 from localmoe.cache.slots import SlotPool, slot_classes
 from localmoe.cache.sweep import Sweep
 from localmoe.errors import BudgetError, ExpertReadError
 from localmoe.weights.catalog import ExpertKey
 from storage import Disk, ExpertFiles, LayerShape
 
-PART_NBYTES = st.sampled_from([1, 511, 512, 4096, 5000])
+PART_NBYTES = st.sampled_from([1, 511, 512, 4096, 5000, 12288])
 MOST_EXPERTS = 6
 IDS = st.lists(st.integers(0, MOST_EXPERTS - 1), max_size=5)
 SWEPT_IDS = st.lists(st.integers(0, MOST_EXPERTS - 1), min_size=2, max_size=MOST_EXPERTS)
@@ -54,6 +58,7 @@ def layer_shapes(draw: st.DrawFn) -> list[LayerShape]:
             draw(st.integers(2, MOST_EXPERTS)),
             tuple(draw(st.sampled_from(kinds))),
             shard=draw(st.integers(0, 1)),
+            scattered=draw(st.booleans()),
         )
         for _ in range(draw(st.integers(1, 4)))
     ]
@@ -72,7 +77,8 @@ class Rig:
         counts = [draw.draw(st.integers(1, min(c.n_experts, 9))) for c in classes]
         self.pool = SlotPool(classes, counts)
         workers = draw.draw(st.integers(1, 3))
-        self.cache = ExpertCache(self.experts.layers, self.pool, self.files, workers=workers)
+        with patch.object(bounce, "BOUNCE_NBYTES", 8192):  # less than the longest parts
+            self.cache = ExpertCache(self.experts.layers, self.pool, self.files, workers=workers)
 
     def choose(self, layer: int, ids: Sequence[int]) -> tuple[int, list[int]]:
         """Make any drawn numbers a layer and experts that exist."""
@@ -213,7 +219,7 @@ class CacheMachine(RuleBasedStateMachine):
     def break_part(self, layer: int, expert: int, part: int) -> None:
         layer, (expert,) = self.rig.choose(layer, [expert])
         parts = self.rig.experts.layers[layer].parts
-        extent = parts[part % len(parts)].expert_extent(expert)
+        extent = parts[part % len(parts)].expert_pieces(expert)[-1]
         code = errno.EIO if part else 0
         self.was_broken = True
         self.rig.disk.faults[extent.path, extent.offset + extent.nbytes // 2] = code
@@ -314,30 +320,52 @@ def test_lru_order_hits_and_misses_are_those_of_a_plain_lru(
 @settings(max_examples=200, deadline=None)
 @given(draw=st.data())
 def test_what_reads_may_touch_never_overlaps(draw: st.DataObject) -> None:
-    """Every part of every expert of a layer, in one slot: each stays in its room."""
+    """Every part of every expert of a layer, in one slot: each stays in its room.
+
+    Within it, no piece is written over by the read of another one.
+    """
     rig = Rig(draw)
     try:
+        block = max(file.block for file in rig.files.values())
+        placement = Placement(rig.experts.layers, rig.pool, block)
         for layer in rig.experts.layers:
-            stride = rig.pool.classes[rig.pool.class_index(layer.layer)].stride_nbytes
+            of_class = rig.pool.class_index(layer.layer)
+            base = rig.pool.start(of_class, 0)
             for expert in range(layer.n_experts):
-                end = 0
+                load = Load(ExpertKey(layer.layer, expert), 0, layer.part_nbytes)
+                end = base
                 for index, part in enumerate(layer.parts):
-                    extent = part.expert_extent(expert)
-                    start = rig.cache.data_start(layer.layer, index)
+                    start = base + rig.cache.data_start(layer.layer, index)
                     assert start % 32 == 0
-                    file = rig.files[extent.path]
-                    first, last = touched(start, extent.offset, extent.nbytes, file.block)
-                    assert end <= first
-                    end = last
-                assert end <= stride
+                    jobs = list(placement.part_jobs([load], index))
+                    rooms = [touched(job, rig.files[job.extent.path].block) for job in jobs]
+                    assert end <= min(first for first, _ in rooms)
+                    end = max(last for _, last in rooms)
+                    assert jobs_follow(jobs, start, part.expert_nbytes)
+                    for job, (first, last) in zip(jobs, rooms, strict=True):
+                        others = [other for other in jobs if other is not job]
+                        assert all(last <= o.start or stop_of(o) <= first for o in others)
+                assert end <= base + rig.pool.classes[of_class].stride_nbytes
     finally:
         rig.close()
 
 
-def touched(start: int, offset: int, nbytes: int, block: int) -> tuple[int, int]:
-    """Return what a read of a part to this place may write: the contract of DirectFile.read."""
-    lead = offset % block
+def touched(job: Job, block: int) -> tuple[int, int]:
+    """Return what a read of a piece may write: the contracts of DirectFile's methods."""
+    start, nbytes, lead = job.start, job.extent.nbytes, job.extent.offset % block
+    if job.apart:
+        return start, start + nbytes
     if start % block == lead:
         return start - lead, start - lead + -(-(lead + nbytes) // block) * block
     assert start % block == 0
     return start, start + -(-nbytes // block) * block + block
+
+
+def stop_of(job: Job) -> int:
+    return job.start + job.extent.nbytes
+
+
+def jobs_follow(jobs: Sequence[Job], start: int, nbytes: int) -> bool:
+    """Return whether pieces lie one right after the other and make up so many bytes."""
+    stops = [start, *map(stop_of, jobs)]
+    return [job.start for job in jobs] == stops[:-1] and stops[-1] == start + nbytes

@@ -28,8 +28,9 @@ class CacheRig:
         counts: Sequence[int],
         workers: int,
         library: Library | None = None,
+        shapes: Sequence[LayerShape] = SHAPES,
     ) -> None:
-        self.experts = ExpertFiles(directory, SHAPES)
+        self.experts = ExpertFiles(directory, shapes)
         self.disk = Disk()
         self.files = self.experts.open(self.disk)
         self.pool = SlotPool(slot_classes(self.experts.layers, 512), counts)
@@ -64,12 +65,12 @@ class CacheRig:
             for layer in self.experts.layers
             for index, part in enumerate(layer.parts)
             for expert in range(layer.n_experts)
-            for extent in [part.expert_extent(expert)]
+            for extent in part.expert_pieces(expert)
         }
         return [where[read] for read in self.disk.began]
 
     def break_part(self, layer: int, expert: int, part: int) -> None:
-        extent = self.experts.layers[layer].parts[part].expert_extent(expert)
+        extent = self.experts.layers[layer].parts[part].expert_pieces(expert)[-1]
         # The middle: the enclosing blocks of the neighbours do not reach it.
         self.disk.faults[extent.path, extent.offset + extent.nbytes // 2] = errno.EIO
 

@@ -27,6 +27,7 @@ from localmoe.backends.llama.skeleton import Skeleton
 from localmoe.backends.llama.source import ModelSource
 from localmoe.backends.llama.tensor_reads import OnBytes, TensorReads
 from localmoe.cache.memory import HostMemory
+from localmoe.weights.catalog import ExpertPart
 
 _TOKEN_NBYTES = 64
 """What llama.cpp is given for each tensor: address space that nobody touches."""
@@ -173,7 +174,8 @@ def load_model(
     unused = frozenset(tensor.name for tensor in source.catalog.unused)
     reads = [resident or read_resident(source, workers)]
     if not stream:
-        experts = {p.tensor: p.extent for layer in source.catalog.layers for p in layer.parts}
+        parts = [part for layer in source.catalog.layers for part in layer.parts]
+        experts = {p.tensor: p.extent for p in parts if isinstance(p, ExpertPart)}  # as GGUF has
         reads.append(TensorReads(experts, source.files, workers))
     buffers = (
         WeightBuffers("localmoe", unused, reads[0]),
