@@ -1,0 +1,1 @@
+"""The engine of safetensors checkpoints: torch computes, transformers says what."""
