@@ -1,0 +1,1 @@
+"""Tiny safetensors checkpoints for tests, written with the libraries of the formats themselves."""
