@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,18 +39,23 @@ def footprints(
 
     The model is on the meta device, without experts. Raises UnsupportedModelError.
     """
+    chunks = [chunk for chunk in CHUNKS if chunk <= context_tokens]
+    cache = DynamicCache(config=model.config)
     with _experts_that_do_nothing(stripped):
-        kv_bytes = _kv_bytes(model, context_tokens)
-        chunks = [chunk for chunk in CHUNKS if chunk <= context_tokens]
-        return tuple(
-            Footprint(chunk, kv_bytes, _compute_bytes(model, context_tokens, chunk))
-            for chunk in chunks
-        )
+        if context_tokens > chunks[0]:
+            _step(model, cache, context_tokens - chunks[0])
+        least = _peak_bytes(model, copy.deepcopy(cache), 1)
+        most = _peak_bytes(model, cache, chunks[0])
+    # Everything that a step makes has a row for each of its tokens.
+    per_token = max(most - least, 0) / max(chunks[0] - 1, 1)
+    return tuple(
+        Footprint(chunk, _kv_bytes(cache), int(least + per_token * (chunk - 1)))
+        for chunk in chunks
+    )
 
 
-def _kv_bytes(model: PreTrainedModel, context_tokens: int) -> int:
-    """Return what the cache takes; a layer's is there twice while a token is added to it."""
-    cache = _filled(model, context_tokens)
+def _kv_bytes(cache: DynamicCache) -> int:
+    """Return what a cache takes; a layer's is there twice while a token is added to it."""
     sizes = [sum(_nbytes(vars(layer))) for layer in cache.layers]
     return sum(sizes) + max(sizes, default=0)
 
@@ -62,18 +68,10 @@ def _nbytes(values: dict[Any, Any]) -> Iterator[int]:
             yield from _nbytes(value)
 
 
-def _compute_bytes(model: PreTrainedModel, context_tokens: int, chunk_tokens: int) -> int:
-    cache = _filled(model, context_tokens - chunk_tokens)
+def _peak_bytes(model: PreTrainedModel, cache: DynamicCache, tokens: int) -> int:
     with _Peak() as peak:
-        _step(model, cache, chunk_tokens)
-    return int(peak.most_bytes * (1 + _SCRATCH_SHARE))
-
-
-def _filled(model: PreTrainedModel, tokens: int) -> DynamicCache:
-    cache = DynamicCache(config=model.config)
-    if tokens:
         _step(model, cache, tokens)
-    return cache
+    return int(peak.most_bytes * (1 + _SCRATCH_SHARE))
 
 
 def _step(model: PreTrainedModel, cache: DynamicCache, tokens: int) -> None:

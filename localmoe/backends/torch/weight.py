@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from localmoe.backends.torch.formats import Format
 from localmoe.weights.safetensors import StoredTensor
 
 DTYPES = {
@@ -27,14 +27,6 @@ DTYPES = {
     "BOOL": torch.bool,
 }
 """torch's names for the types of safetensors that models are made of."""
-
-
-class Format(Protocol):
-    """How the tensors that encode a weight are read."""
-
-    def decode(self, tensors: list[Tensor], out: Tensor) -> None:
-        """Write the weight that the stored tensors encode to `out`, in its type."""
-        ...
 
 
 @dataclass(frozen=True)
