@@ -22,8 +22,12 @@ class ServedExperts(nn.Module):
     has_post_expert_norm = False
     has_gate = True
 
-    def __init__(self, module: nn.Module, *, is_transposed: bool = False) -> None:
+    def __init__(
+        self, module: nn.Module, *, is_transposed: bool = False, has_zero_experts: bool = False
+    ) -> None:
+        """`has_zero_experts`: those beyond the ones with weights give back what they are given."""
         super().__init__()
+        self.has_zero_experts = has_zero_experts
         self.act_fn: Any = module.act_fn
         self.is_transposed = is_transposed
         self._gate = getattr(module, "_apply_gate", None)
@@ -43,23 +47,6 @@ class ServedExperts(nn.Module):
         """Return the weighted sum of the experts of each token, [T, D]."""
         total: Tensor = self.localmoe.forward(hidden, index, weights)
         return total
-
-
-class ServedWithZeroExperts(ServedExperts):
-    """LongCat-Flash's: experts beyond those that have weights give back what they are given."""
-
-    def __init__(self, module: nn.Module, n_experts: int) -> None:
-        super().__init__(module)
-        self._n_experts = n_experts
-
-    def forward(self, hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
-        """Return the weighted sum of the experts of each token, [T, D]."""
-        is_zero = index >= self._n_experts
-        same = hidden * (weights * is_zero).sum(-1, keepdim=True).to(hidden.dtype)
-        routed = super().forward(
-            hidden, index.masked_fill(is_zero, 0), weights.masked_fill(is_zero, 0)
-        )
-        return same + routed
 
 
 class Llama4Block(nn.Module):
@@ -96,9 +83,9 @@ def find_experts(model: nn.Module) -> ExpertModules:
             model.set_submodule(name, Llama4Block(old, served))
             found[f"{name}.experts"] = served, old.experts
         elif kind == "LongcatFlashExperts":
-            zero = ServedWithZeroExperts(module, module.num_routed_experts)  # type: ignore[arg-type]
-            model.set_submodule(name, zero)
-            found[name] = zero, module
+            with_zero = ServedExperts(module, has_zero_experts=True)
+            model.set_submodule(name, with_zero)
+            found[name] = with_zero, module
         elif kind == "Step3p7Experts":
             plain = ServedExperts(module)
             model.set_submodule(name, plain)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.fx.experimental._config
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache, PreTrainedModel
@@ -77,7 +78,11 @@ def _peak_bytes(model: PreTrainedModel, cache: DynamicCache, tokens: int) -> int
 def _step(model: PreTrainedModel, cache: DynamicCache, tokens: int) -> None:
     ids = torch.zeros((1, tokens), dtype=torch.long, device="meta")
     try:
-        with torch.inference_mode():
+        # Where it depends on values how many there are, all of them are taken to count.
+        with (
+            torch.inference_mode(),
+            torch.fx.experimental._config.patch(meta_nonzero_assume_all_nonzero=True),  # type: ignore[attr-defined]
+        ):
             model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
     except Exception as error:
         raise UnsupportedModelError(

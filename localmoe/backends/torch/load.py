@@ -137,13 +137,14 @@ class _Assembly:
     def _attach(self, model: PreTrainedModel, pool: SlotPool, server: ExpertServer) -> None:
         assert self._source and self._stripped
         memory = memory_tensor(pool.memory)
+        layers = {layer.layer: layer for layer in self._source.catalog.layers}
         for one in self._stripped.modules:
             parts = tuple(
                 self._part(one, place, memory, pool, server) for place in range(len(one.parts))
             )
             module: Any = one.module
-            module.localmoe = RoutedExperts(one.layer, module, server, parts)
-            hook_routers(model, one.name, one.layer, server)
+            module.localmoe = RoutedExperts(layers[one.layer], module, server, parts)
+            hook_routers(model, one.name, layers[one.layer], server)
 
     def _part(
         self, one: ExpertModule, part: int, memory: torch.Tensor, pool: SlotPool, server: ExpertServer

@@ -57,6 +57,10 @@ def load_resident(
                 f"{config.model_type}: {str(error).strip()[:400] or type(error).__name__}"
             ) from error
     _check(model, info)
+    for module in model.modules():
+        # Some models compute otherwise where they are told of a quantizer: this one changed nothing.
+        if hasattr(getattr(module, "config", None), "_is_quantized"):
+            del module.config._is_quantized
     loaded: PreTrainedModel = model.eval()
     return loaded
 

@@ -15,7 +15,11 @@ from torch.nn.functional import linear
 
 from localmoe.backends.torch.server import ExpertServer
 from localmoe.backends.torch.slot_weights import SlotWeights
+from localmoe.weights.catalog import MoeLayer
 
+Parts = tuple[SlotWeights, ...]
+_SUM_IN_FLOAT32 = frozenset({"NemotronHExperts", "Inkling2Experts"})
+"""Modules of transformers that add experts up in another type than that of the model."""
 FIRST, SECOND = 0, 1
 """The parts of an expert: what leads to the activation, and what leads back."""
 
@@ -31,11 +35,13 @@ class RoutedExperts:
     """Stands behind a module of routed experts whose weights were taken out."""
 
     def __init__(
-        self, layer: int, module: nn.Module, server: ExpertServer, parts: tuple[SlotWeights, ...]
+        self, layer: MoeLayer, module: nn.Module, server: ExpertServer, parts: Parts
     ) -> None:
-        self.layer, self._server = layer, server
+        self._layer, self._n_experts, self._server = layer.layer, layer.n_experts, server
         self._first, self._second = parts
         self._is_transposed = bool(getattr(module, "is_transposed", False))
+        self._has_zero_experts = bool(getattr(module, "has_zero_experts", False))
+        self._sums_in_float32 = type(module).__name__ in _SUM_IN_FLOAT32
         self._inner = _inner_of(module)
         self._after: Callable[[Tensor], Tensor] | None = None
         if getattr(module, "has_post_expert_norm", False):
@@ -44,22 +50,26 @@ class RoutedExperts:
     def forward(self, hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
         """Return the weighted sum of the experts of each token, [T, D].
 
-        `hidden` is [T, D], `index` and `weights` [T, K]. Raises ExpertReadError,
+        `hidden` is [T, D], `index` and `weights` [T, K]. A number beyond the experts adds nothing,
+        or the input itself where the model has such experts. Raises ExpertReadError,
         InterruptedDecodeError.
         """
-        ids = index.reshape(-1).tolist()
-        rows = _rows_of(ids, index)
+        ids = [expert for expert in index.reshape(-1).tolist() if expert < self._n_experts]
+        rows = _rows_of(index)
         results: dict[int, Tensor] = {}
-        with self._server.serve(self.layer, ids) as served:
+        with self._server.serve(self._layer, ids) as served:
             for group in served.passes(FIRST):
                 for expert, slot in group.items():
-                    inputs = hidden if len(ids) == 1 else hidden[rows[expert].tokens]
+                    inputs = hidden[rows[expert].tokens]
                     results[expert] = self._inner(self._product(inputs, self._first, slot))
             for group in served.passes(SECOND):
                 for expert, slot in group.items():
                     found = self._product(results[expert], self._second, slot)
                     results[expert] = self._after(found) if self._after else found
-        return _sum(hidden, weights, rows, results)
+        for expert, (tokens, _) in rows.items() if self._has_zero_experts else ():
+            if expert >= self._n_experts:
+                results[expert] = hidden[tokens]
+        return self._sum(hidden, weights, rows, results)
 
     def _product(self, inputs: Tensor, part: SlotWeights, slot: int) -> Tensor:
         weight, bias = part.at(slot)
@@ -67,6 +77,17 @@ class RoutedExperts:
             return linear(inputs, weight, bias)
         product = inputs @ weight
         return product if bias is None else product + bias
+
+    def _sum(
+        self, hidden: Tensor, weights: Tensor, rows: dict[int, Rows], results: dict[int, Tensor]
+    ) -> Tensor:
+        dtype = torch.float32 if self._sums_in_float32 else hidden.dtype
+        total = torch.zeros_like(hidden, dtype=dtype)
+        for expert, (tokens, ranks) in rows.items():
+            if expert in results:
+                weighted = results[expert] * weights[tokens, ranks, None]
+                total.index_add_(0, tokens, weighted.to(dtype))
+        return total.to(hidden.dtype)
 
 
 def _inner_of(module: nn.Module) -> Callable[[Tensor], Tensor]:
@@ -76,16 +97,9 @@ def _inner_of(module: nn.Module) -> Callable[[Tensor], Tensor]:
     return inner
 
 
-def _rows_of(ids: list[int], index: Tensor) -> dict[int, Rows]:
+def _rows_of(index: Tensor) -> dict[int, Rows]:
     """Return what each expert is to do, by rising expert number; tokens rise within each."""
     used = index.shape[-1]
-    if len(ids) == used:
-        zero = torch.zeros(1, dtype=torch.long, device=index.device)
-        ranks = {expert: rank for rank, expert in enumerate(ids)}
-        if len(ranks) == used:
-            return {
-                e: Rows(zero, torch.tensor([ranks[e]], device=index.device)) for e in sorted(ranks)
-            }
     order = torch.argsort(index.reshape(-1), stable=True)
     experts, counts = index.reshape(-1)[order].unique_consecutive(return_counts=True)
     places = order.split(counts.tolist())
@@ -93,13 +107,3 @@ def _rows_of(ids: list[int], index: Tensor) -> dict[int, Rows]:
         expert: Rows(place // used, place % used)
         for expert, place in zip(experts.tolist(), places, strict=True)
     }
-
-
-def _sum(
-    hidden: Tensor, weights: Tensor, rows: dict[int, Rows], results: dict[int, Tensor]
-) -> Tensor:
-    total = torch.zeros_like(hidden)
-    for expert, (tokens, ranks) in rows.items():
-        weighted = results[expert] * weights[tokens, ranks, None]
-        total.index_add_(0, tokens, weighted.to(total.dtype))
-    return total

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from localmoe.backends.torch.server import ExpertServer
+from localmoe.weights.catalog import MoeLayer
 
 
-def hook_routers(model: nn.Module, name: str, layer: int, server: ExpertServer) -> int:
+def hook_routers(model: nn.Module, name: str, layer: MoeLayer, server: ExpertServer) -> None:
     """Have every sibling of a module of experts looked at that returns numbers of experts.
 
-    Returns how many are looked at. What they return is not changed.
+    What they return is not changed.
     """
     parent = model.get_submodule(name.rpartition(".")[0])
     experts = model.get_submodule(name)
@@ -21,12 +22,12 @@ def hook_routers(model: nn.Module, name: str, layer: int, server: ExpertServer) 
     def look(_module: nn.Module, _inputs: Any, output: Any) -> None:
         index = _chosen(output)
         if index is not None:
-            server.begin(layer, index.reshape(-1).tolist())
+            ids = [expert for expert in index.reshape(-1).tolist() if expert < layer.n_experts]
+            server.begin(layer.layer, ids)
 
-    siblings = [child for child in parent.children() if child is not experts]
-    for child in siblings:
-        child.register_forward_hook(look)
-    return len(siblings)
+    for child in parent.children():
+        if child is not experts:
+            child.register_forward_hook(look)
 
 
 def _chosen(output: Any) -> Tensor | None:

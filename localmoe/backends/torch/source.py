@@ -94,9 +94,11 @@ def find_experts(
 
 def _layer(one: ExpertModule, sources: Mapping[str, ExpertSource], used: int) -> MoeLayer:
     parts = []
+    n_experts = min(
+        sources[f"{one.name}.{name}"].n_experts for names in one.parts for name in names
+    )
     for names in one.parts:
         found = [sources[f"{one.name}.{name}"] for name in names]
-        n_experts = found[0].n_experts
         pieces = tuple(
             tuple(extent for source in found for extent in source.extents(expert))
             for expert in range(n_experts)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -21,7 +21,7 @@ class ExpertModule:
     """Where routed experts of one layer are asked for."""
 
     layer: int
-    """Counted over the layers that have routed experts and those that have none."""
+    """The model's own number; where layers have several such modules, counted over the modules."""
     name: str
     module: nn.Module
     parts: tuple[tuple[str, ...], ...]
@@ -54,10 +54,10 @@ def strip(model: PreTrainedModel) -> Stripped:
         asked._is_hf_initialized = True  # else the missing parameters would be initialised
         modules.append(ExpertModule(_layer_of(name), name, module, _parts_of(name, set(own))))
     _check_none_left(model)
+    modules.sort(key=lambda one: one.layer)
     if len({one.layer for one in modules}) < len(modules):
-        names = ", ".join(one.name for one in modules[:4])
-        raise UnsupportedModelError(f"one layer has routed experts twice ({names} ...)")
-    return Stripped(tuple(sorted(modules, key=lambda one: one.layer)), shapes)
+        modules = [replace(one, layer=number) for number, one in enumerate(modules)]
+    return Stripped(tuple(modules), shapes)
 
 
 def _parts_of(name: str, own: set[str]) -> tuple[tuple[str, ...], ...]:
@@ -92,7 +92,7 @@ def _check_none_left(model: nn.Module) -> None:
         own = dict(module.named_parameters(recurse=False))
         is_stacked = any(p.dim() == 3 and "proj" in each for each, p in own.items())
         is_list = isinstance(module, nn.ModuleList) and name.endswith("experts")
-        if is_list or (is_stacked and "expert" in name):
+        if is_list or (is_stacked and "expert" in name and "shared" not in name):
             raise UnsupportedModelError(
                 f"transformers computes {name} ({type(module).__name__}) by itself and would load "
                 "all of its experts: this kind of model cannot be streamed yet"
