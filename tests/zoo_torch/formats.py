@@ -161,11 +161,7 @@ def _fp8_blocks(name: str, weight: torch.Tensor, scale_format: str) -> dict[str,
     rows, columns = weight.shape
     full = torch.nn.functional.pad(weight, (0, -columns % 128, 0, -rows % 128))
     made: dict[str, torch.Tensor] = quantizer.convert({name: full})
-    return {end: t[:rows, :columns] if end == name else t for end, t in _own(made).items()}
-
-
-def _own(made: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: tensor.contiguous() for name, tensor in made.items()}
+    return {**made, name: made[name][:rows, :columns].contiguous()}
 
 
 def _modelopt_fp4(weight: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -31,7 +31,9 @@ def look_up(packed: torch.Tensor, codes: str) -> torch.Tensor:
 
 def as_bytes(words: torch.Tensor) -> torch.Tensor:
     """Return rows of words as rows of bytes."""
-    return (words if words.stride(-1) == 1 else words.contiguous()).view(torch.uint8)
+    if words.stride(-1) != 1:
+        words = words.clone(memory_format=torch.contiguous_format)
+    return words.view(torch.uint8)
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,9 @@ class Fp4(Format):
 
     def _decode(self, tensors: Sequence[torch.Tensor], out: torch.Tensor) -> None:
         rows, columns = self.grid.shape
-        scales = as_floats(tensors[1], self.stored[1].dtype)
+        # Twice the code times half the scale is the same, and 2^128 is within reach.
+        dtype = "halved" if self.transposed else self.stored[1].dtype
+        scales = as_floats(tensors[1], dtype)
         if len(tensors) > 2:
             whole = tensors[2].reshape(())
             scales = scales / whole if self.divides else scales * whole
@@ -108,7 +112,7 @@ class Fp4(Format):
             target.copy_((values if narrow.dtype == values.dtype else narrow.copy_(values)).T)
 
     def _values(self, packed: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-        codes = look_up(packed, "e2m1")
+        codes = look_up(packed, "doubled" if self.transposed else "e2m1")
         values = area(tuple(codes.shape), torch.float32, codes.device).copy_(codes)
         values.view(codes.shape[0], -1, self.grid.columns).mul_(scales.unsqueeze(-1))
         return values
