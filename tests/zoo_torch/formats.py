@@ -87,7 +87,9 @@ def store(name: str, weight: torch.Tensor, format_name: str) -> dict[str, torch.
         scale = weight.float().abs().amax() / E4M3_MAX
         codes = (weight.float() / scale).clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)
         made = {"weight": codes, "weight_scale": scale}
-    return {f"{stem}.{end}": tensor.contiguous() for end, tensor in made.items()}
+    # Strides as a file has them; `contiguous` keeps odd ones of a single column.
+    kept = torch.contiguous_format
+    return {f"{stem}.{end}": tensor.clone(memory_format=kept) for end, tensor in made.items()}
 
 
 def quantization_config(format_name: str) -> dict[str, Any]:

@@ -161,6 +161,8 @@ def test_any_shape(
     unit = 128 if "g128" in format_name else 32 if "g32" in format_name else 1
     unit = {**dict.fromkeys(FP4, 16), "mxfp4": 32, "mxfp4-packed": 32}.get(format_name, unit)
     columns = max(1, columns // unit) * unit
+    # compressed-tensors cannot unpack zero points that fill one word only.
+    rows += 8 if "asymmetric" in format_name else 0
     assert_decodes(format_name, stored(format_name, rows, columns, seed), dtype)
 
 
