@@ -169,7 +169,7 @@ def _fp8_blocks(name: str, weight: torch.Tensor, scale_format: str) -> dict[str,
 def _modelopt_fp4(weight: torch.Tensor) -> dict[str, torch.Tensor]:
     """As ModelOpt's NVFP4QTensor does it."""
     whole = weight.float().abs().amax() / (E2M1_MAX * E4M3_MAX)
-    groups = weight.float().unflatten(-1, (-1, 16))
+    groups = weight.float().view(weight.shape[0], -1, 16)
     scale = groups.abs().amax(-1) / (E2M1_MAX * whole)
     scale = torch.where(scale == 0, 1.0, scale).clamp(2**-9, E4M3_MAX).to(torch.float8_e4m3fn)
     codes = e2m1_codes(groups / (scale.float() * whole)[..., None]).flatten(-2)
@@ -178,7 +178,7 @@ def _modelopt_fp4(weight: torch.Tensor) -> dict[str, torch.Tensor]:
 
 def mxfp4_blocks(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return blocks [..., groups, 16] and scales [..., groups] as gpt-oss stores a weight."""
-    groups = weight.float().unflatten(-1, (-1, 32))
+    groups = weight.float().reshape(*weight.shape[:-1], -1, 32)
     largest = groups.abs().amax(-1).clamp(min=2.0**-120)
     exponent = torch.floor(torch.log2(largest)) - 2  # 4 = 2^2 is the largest power of two of E2M1
     codes = e2m1_codes(groups / torch.exp2(exponent)[..., None])

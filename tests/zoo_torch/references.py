@@ -1,4 +1,4 @@
-"""Decodes stored weights with the library of each format: what localmoe's bits are compared with."""
+"""Decodes stored weights with each format's own library, to compare localmoe's bits with."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import torch
 from compressed_tensors.compressors import BaseCompressor
 from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
+
 from zoo_torch.formats import COMPRESSED, E2M1, FP8, PLAIN
 
 
@@ -17,7 +18,8 @@ def reference(
         return stored[name].to(dtype)
     if format_name == "mxfp4":
         blocks, scales = stored[f"{name}_blocks"], stored[f"{name}_scales"]
-        return convert_moe_packed_tensors(blocks, scales, dtype=dtype)
+        experts: torch.Tensor = convert_moe_packed_tensors(blocks, scales, dtype=dtype)
+        return experts
     stem = name.removesuffix(".weight")
     parts = {full.removeprefix(f"{stem}."): tensor for full, tensor in stored.items()}
     if format_name in COMPRESSED:
@@ -30,8 +32,9 @@ def reference(
     values = torch.tensor((*E2M1, *(-value for value in E2M1)))
     codes = torch.stack([parts["weight"] & 15, parts["weight"] >> 4], dim=-1).flatten(-2)
     scales = parts["weight_scale"].float() * parts["weight_scale_2"]
-    groups = values[codes.long()].unflatten(-1, (-1, 16))
-    return (groups * scales[..., None]).flatten(-2).to(dtype)
+    groups = values[codes.long()].view(*scales.shape, 16)
+    decoded: torch.Tensor = (groups * scales[..., None]).flatten(-2).to(dtype)
+    return decoded
 
 
 def fp8_blocks(codes: torch.Tensor, scales: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -10,12 +10,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from zoo_torch.formats import FORMATS, quantization_config, store
-from zoo_torch.headers import HeaderTensor, header_of
 
 from localmoe.backends.torch.formats import format_of
 from localmoe.backends.torch.formats.fp8 import Fp8
 from localmoe.errors import LocalMoeError, ModelFormatError, UnsupportedModelError
+from zoo_torch.formats import FORMATS, quantization_config, store
+from zoo_torch.headers import HeaderTensor, header_of
 
 NAME, STEM = "layers.0.up_proj.weight", "layers.0.up_proj"
 FUSED = "layers.0.experts.up_proj"
@@ -35,7 +35,7 @@ def changed(format_name: str, suffix: str, dtype: str, *shape: int) -> Header:
 
 
 def without(format_name: str, suffix: str) -> Header:
-    found = header(format_name)
+    found = dict(header(format_name))
     del found[STEM + suffix]
     return found
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from zoo_torch.formats import FORMATS, quantization_config, store
-from zoo_torch.headers import header_of
-from zoo_torch.references import reference
 
 from localmoe.backends.torch.formats import Format, format_of, work
 from localmoe.backends.torch.formats.format import COMPUTE_DTYPES
+from zoo_torch.formats import FORMATS, quantization_config, store
+from zoo_torch.headers import header_of
+from zoo_torch.references import reference
 
 LINEAR, FUSED = "layers.0.mlp.experts.3.up_proj.weight", "layers.0.mlp.experts.up_proj"
 QUANTIZED = tuple(name for name in FORMATS if name not in ("bf16", "f16", "f32"))
@@ -133,7 +133,9 @@ def test_mxfp4_scales_of_any_size(bits: int) -> None:
         assert_decodes("mxfp4", tensors, dtype)
 
 
-@pytest.mark.parametrize(("rows", "columns"), [(576, 256), (192, 448), (1, 128), (129, 1), (7, 130)])
+@pytest.mark.parametrize(
+    ("rows", "columns"), [(576, 256), (192, 448), (1, 128), (129, 1), (7, 130)]
+)
 @pytest.mark.parametrize("format_name", ["fp8-block", "fp8-block-ue8m0", "fp8-block-packed"])
 def test_fp8_blocks_that_are_cut(format_name: str, rows: int, columns: int) -> None:
     tensors = stored(format_name, rows, columns)

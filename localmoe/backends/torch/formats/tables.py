@@ -38,7 +38,10 @@ def scale_values(dtype: str, device: torch.device) -> torch.Tensor:
         codes = torch.arange(256, dtype=torch.uint8)
         if dtype == "F8_E4M3":
             return codes.view(torch.float8_e4m3fn).to(device, torch.float32)
-        values = torch.ldexp(torch.ones(256, dtype=torch.float64), codes.to(torch.int64) - (128 if dtype == "halved" else 127))
+        values = torch.ldexp(
+            torch.ones(256, dtype=torch.float64),
+            codes.to(torch.int64) - (128 if dtype == "halved" else 127),
+        )
         if dtype == "F8_E8M0":
             values[255] = torch.nan
         return values.to(device, torch.float32)
