@@ -28,8 +28,8 @@ from zoo_torch.references import reference  # noqa: E402
 LINEAR, FUSED = "experts.3.up_proj.weight", "experts.up_proj"
 
 
-def measure(format_name: str, rows: int, columns: int, rounds: int) -> Answer:
-    """Decode in turn; rates are stored bytes per second."""
+def measure(format_name: str, rows: int, columns: int, rounds: int, turned: bool = False) -> Answer:
+    """Decode in turn; rates are stored bytes per second. `turned`: into a transposed view."""
     fused = format_name == "mxfp4"
     name = FUSED if fused else LINEAR
     weight = torch.randn((1, columns, rows) if fused else (rows, columns)) * 0.02
@@ -37,7 +37,8 @@ def measure(format_name: str, rows: int, columns: int, rounds: int) -> Answer:
     config = quantization_config(format_name)
     form = format_of(name, header_of(stored), config, stacked=fused)
     parts = [stored[each][0] if fused else stored[each] for each in form.tensor_names(name)]
-    out = torch.empty(form.shape, dtype=torch.bfloat16)
+    out = torch.empty(form.shape[::-1] if turned else form.shape, dtype=torch.bfloat16)
+    out = out.T if turned else out
     found = [out]
     sides: dict[str, Callable[[], object]] = {
         "localmoe": lambda: form.decode(parts, out),
@@ -56,7 +57,7 @@ def measure(format_name: str, rows: int, columns: int, rounds: int) -> Answer:
     return {
         "stored_bytes": nbytes,
         "decoded_bytes": out.nbytes,
-        "bits_equal": bool(torch.equal(out, found[0].view(out.shape))),
+        "bits_equal": torch.equal(out, found[0].view(out.shape)),
         "bytes_per_second": {
             side: spread([nbytes / value for value in values]) for side, values in seconds.items()
         },
@@ -83,6 +84,8 @@ def main() -> None:
             if name != "bf16"  # nothing to do
         },
     }
+    turned = measure("mxfp4", given.rows, given.columns, given.rounds, turned=True)
+    result["formats"]["mxfp4, transposed view"] = turned
     record(given.data, "formats", entry, result)
     print("| format | stored, GB/s | written, GB/s | its library, GB/s | times | bits equal |")
     print("|---|---|---|---|---|---|")

@@ -229,6 +229,9 @@ def test_bytes_may_lie_anywhere(
     out = torch.zeros(form.shape[0], form.shape[1] + 1, dtype=torch.bfloat16)[:, 1:]
     form.decode(list(parts.values()), out)
     assert_same_bits(out, wanted)
+    transposed = torch.zeros(form.shape[::-1], dtype=torch.bfloat16).T
+    form.decode(list(parts.values()), transposed)
+    assert_same_bits(transposed, wanted)
 
 
 @pytest.mark.parametrize("format_name", FORMATS)
@@ -258,7 +261,7 @@ def test_plain_tensors_may_have_any_number_of_dimensions() -> None:
 
 def test_work_areas_do_not_grow_with_the_matrix() -> None:
     for format_name in QUANTIZED:
-        tensors = stored(format_name, 2048, 256)
+        tensors = stored(format_name, 2048, 512)
         form = form_of(format_name, tensors)
         decoded(form, parts_of(format_name, form, tensors), torch.float16)
     assert work._areas.by_dtype

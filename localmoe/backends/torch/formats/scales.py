@@ -72,7 +72,11 @@ def as_floats(scales: torch.Tensor, dtype: str) -> torch.Tensor:
 
 def finish(values: torch.Tensor, out: torch.Tensor, rounded: torch.dtype | None) -> None:
     """Convert F32 values to the type of `out`, through another one if the format's library does."""
-    if rounded is None or rounded == out.dtype:
+    if rounded is None and out.stride(-1) != 1:  # torch transposes faster within one type
+        rounded = out.dtype
+    elif rounded == out.dtype:
+        rounded = None
+    if rounded is None:
         out.copy_(values)
     else:
         out.copy_(area(tuple(values.shape), rounded, values.device).copy_(values))
