@@ -87,7 +87,9 @@ def store(name: str, weight: torch.Tensor, format_name: str) -> dict[str, torch.
         scale = weight.float().abs().amax() / E4M3_MAX
         codes = (weight.float() / scale).clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)
         made = {"weight": codes, "weight_scale": scale}
-    return {f"{stem}.{end}": tensor.contiguous() for end, tensor in made.items()}
+    # Strides as a file has them; `contiguous` keeps odd ones of a single column.
+    kept = torch.contiguous_format
+    return {f"{stem}.{end}": tensor.clone(memory_format=kept) for end, tensor in made.items()}
 
 
 def quantization_config(format_name: str) -> dict[str, Any]:
@@ -161,17 +163,13 @@ def _fp8_blocks(name: str, weight: torch.Tensor, scale_format: str) -> dict[str,
     rows, columns = weight.shape
     full = torch.nn.functional.pad(weight, (0, -columns % 128, 0, -rows % 128))
     made: dict[str, torch.Tensor] = quantizer.convert({name: full})
-    return {end: t[:rows, :columns] if end == name else t for end, t in _own(made).items()}
-
-
-def _own(made: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: tensor.contiguous() for name, tensor in made.items()}
+    return {**made, name: made[name][:rows, :columns].contiguous()}
 
 
 def _modelopt_fp4(weight: torch.Tensor) -> dict[str, torch.Tensor]:
     """As ModelOpt's NVFP4QTensor does it."""
     whole = weight.float().abs().amax() / (E2M1_MAX * E4M3_MAX)
-    groups = weight.float().unflatten(-1, (-1, 16))
+    groups = weight.float().view(weight.shape[0], -1, 16)
     scale = groups.abs().amax(-1) / (E2M1_MAX * whole)
     scale = torch.where(scale == 0, 1.0, scale).clamp(2**-9, E4M3_MAX).to(torch.float8_e4m3fn)
     codes = e2m1_codes(groups / (scale.float() * whole)[..., None]).flatten(-2)
@@ -180,7 +178,7 @@ def _modelopt_fp4(weight: torch.Tensor) -> dict[str, torch.Tensor]:
 
 def mxfp4_blocks(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return blocks [..., groups, 16] and scales [..., groups] as gpt-oss stores a weight."""
-    groups = weight.float().unflatten(-1, (-1, 32))
+    groups = weight.float().reshape(*weight.shape[:-1], -1, 32)
     largest = groups.abs().amax(-1).clamp(min=2.0**-120)
     exponent = torch.floor(torch.log2(largest)) - 2  # 4 = 2^2 is the largest power of two of E2M1
     codes = e2m1_codes(groups / torch.exp2(exponent)[..., None])

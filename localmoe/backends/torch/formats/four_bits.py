@@ -9,29 +9,28 @@ import torch
 
 from localmoe.backends.torch.formats.format import DTYPES, Format
 from localmoe.backends.torch.formats.scales import Grid, as_floats, finish
-from localmoe.backends.torch.formats.tables import quads
+from localmoe.backends.torch.formats.tables import pairs
 from localmoe.backends.torch.formats.work import area, row_blocks
 
 
 def look_up(packed: torch.Tensor, codes: str) -> torch.Tensor:
-    """Return the BF16 values [rows, 2 * bytes] of bytes [rows, bytes] with two codes each.
+    """Return the F32 values [rows, 2 * bytes] of bytes [rows, bytes] with two codes each.
 
-    The low half of a byte comes first. The number of bytes is even.
+    The low half of a byte comes first. The values are in a work area.
     """
     rows, nbytes = packed.shape
-    if packed.stride(1) != 1 or packed.stride(0) % 2 or packed.storage_offset() % 2:
-        packed = area((rows, nbytes), torch.uint8, packed.device).copy_(packed)
-    index = area((rows, nbytes // 2), torch.int32, packed.device)
-    index.copy_(packed.view(torch.uint16))
-    values = area((rows, 2 * nbytes), torch.bfloat16, packed.device)
-    words = values.view(torch.int64).view(-1)
-    torch.index_select(quads(codes, packed.device), 0, index.view(-1), out=words)
+    index = area((rows, nbytes), torch.int32, packed.device).copy_(packed)
+    values = area((rows, 2 * nbytes), torch.float32, packed.device)
+    two = values.view(torch.int64).view(-1)
+    torch.index_select(pairs(codes, packed.device), 0, index.view(-1), out=two)
     return values
 
 
 def as_bytes(words: torch.Tensor) -> torch.Tensor:
     """Return rows of words as rows of bytes."""
-    return (words if words.stride(-1) == 1 else words.contiguous()).view(torch.uint8)
+    if words.stride(-1) != 1:
+        words = words.clone(memory_format=torch.contiguous_format)
+    return words.view(torch.uint8)
 
 
 @dataclass(frozen=True)
@@ -50,8 +49,7 @@ class Int4(Format):
         scales = as_floats(tensors[1], self.stored[1].dtype).reshape(self.grid.counts)
         zeros = _zero_points(tensors[2], rows) if len(tensors) > 2 else None
         for first, last in row_blocks(rows, columns, device):
-            codes = look_up(as_bytes(tensors[0][first:last]), "int4")[:, :columns]
-            values = area((last - first, columns), torch.float32, device).copy_(codes)
+            values = look_up(as_bytes(tensors[0][first:last]), "int4")[:, :columns]
             spread = self.grid.spread(values)
             if zeros is not None:
                 spread.sub_(self.grid.factors(zeros, first, last))
@@ -72,7 +70,8 @@ class Fp4(Format):
 
     `divides` says which, for a third tensor. The product is made in F32 and rounded to BF16 first
     if `to_bfloat16`, as compressed-tensors does. `transposed` is how gpt-oss is computed with: the
-    stored matrix has a row for every column of the decoded one.
+    stored matrix has a row for every column of the decoded one. Decoding
+    is faster into a transposed view, whose memory has the rows of the stored matrix.
     """
 
     grid: Grid
@@ -82,33 +81,16 @@ class Fp4(Format):
 
     def _decode(self, tensors: Sequence[torch.Tensor], out: torch.Tensor) -> None:
         rows, columns = self.grid.shape
-        scales = as_floats(tensors[1], self.stored[1].dtype)
+        # Twice the code times half the scale is the same, and 2^128 is within reach.
+        dtype = "halved" if self.transposed else self.stored[1].dtype
+        scales = as_floats(tensors[1], dtype)
         if len(tensors) > 2:
             whole = tensors[2].reshape(())
             scales = scales / whole if self.divides else scales * whole
         packed = as_bytes(tensors[0]).flatten(1)
-        if self.transposed:
-            self._decode_transposed(packed, scales, out)
-            return
+        target = out.T if self.transposed else out
         for first, last in row_blocks(rows, columns, out.device):
-            values = self._values(packed[first:last], scales[first:last])
-            finish(values, out[first:last], torch.bfloat16 if self.to_bfloat16 else None)
-
-    def _decode_transposed(
-        self, packed: torch.Tensor, scales: torch.Tensor, out: torch.Tensor
-    ) -> None:
-        """Decode some columns of all rows at a time: they are whole rows of `out`."""
-        rows, group = self.grid.shape[0], self.grid.columns
-        for first, last in row_blocks(scales.shape[1], rows * group, out.device):
-            part = packed[:, first * group // 2 : last * group // 2]
-            values = self._values(part, scales[:, first:last])
-            target = out[first * group : last * group]
-            narrow = area(tuple(values.shape), out.dtype, out.device)
-            # Two steps: torch transposes fast only within one type.
-            target.copy_((values if narrow.dtype == values.dtype else narrow.copy_(values)).T)
-
-    def _values(self, packed: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-        codes = look_up(packed, "e2m1")
-        values = area(tuple(codes.shape), torch.float32, codes.device).copy_(codes)
-        values.view(codes.shape[0], -1, self.grid.columns).mul_(scales.unsqueeze(-1))
-        return values
+            values = look_up(packed[first:last], "doubled" if self.transposed else "e2m1")
+            groups = values.view(last - first, -1, self.grid.columns)
+            groups.mul_(scales[first:last].unsqueeze(-1))
+            finish(values, target[first:last], torch.bfloat16 if self.to_bfloat16 else None)

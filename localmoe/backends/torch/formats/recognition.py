@@ -110,17 +110,13 @@ class _Header:
 def _recognise(header: _Header) -> Format:
     if header.has(".weight_packed"):
         packed = header.one(".weight_packed", "I32", "U8")
-        if packed.dtype == "I32":
-            return _int4(header)
-    if header.has(".weight_zero_point"):
-        raise UnsupportedModelError(
-            f"{header.name} has zero points for codes that are not INT4. "
-            "Take a symmetric quantization of the model."
-        )
-    if header.has(".weight_packed"):
-        return _packed_fp4(header)
+        return _int4(header) if packed.dtype == "I32" else _packed_fp4(header)
     if header.has("_blocks"):
         return _gpt_oss(header)
+    return _unpacked(header)
+
+
+def _unpacked(header: _Header) -> Format:
     suffix = ".weight" if header.name.endswith(".weight") else ""
     if not header.has(suffix):
         method = header.config.get("quant_method", "none")
@@ -143,7 +139,16 @@ def _recognise(header: _Header) -> Format:
     return Plain(weight.shape, (weight,))
 
 
+def _check_symmetric(header: _Header) -> None:
+    if header.has(".weight_zero_point"):
+        raise UnsupportedModelError(
+            f"{header.name} has zero points for codes that are not INT4. "
+            "Take a symmetric quantization of the model."
+        )
+
+
 def _fp8(header: _Header, suffix: str) -> Fp8:
+    _check_symmetric(header)
     weight, rows, columns = header.matrix(suffix, "F8_E4M3")
     ends = [f".{end}" if suffix else end.removeprefix("weight") for end in SCALE_SUFFIXES]
     found = [end for end in ends if header.has(end)]
@@ -187,11 +192,10 @@ def _int4(header: _Header) -> Int4:
     wanted = header.wanted[1] if header.wanted else words * 8
     for scheme in schemes:
         columns = groups * scheme.group if scheme.group else wanted
-        if scheme.strategy not in ("group", "channel") or scale_rows != rows:
-            continue
-        if (scheme.group or groups == 1) and -(-columns * scheme.bits // 32) == words:
-            if scheme.symmetric != header.has(".weight_zero_point"):
-                break
+        known = scheme.strategy in ("group", "channel") and (scheme.group or groups == 1)
+        fits = scale_rows == rows and -(-columns * scheme.bits // 32) == words
+        if known and fits and scheme.symmetric != header.has(".weight_zero_point"):
+            break
     else:
         raise header.wrong(
             f"codes and scales as in a config group ({schemes[0]})",
@@ -211,6 +215,7 @@ def _int4(header: _Header) -> Int4:
 
 
 def _packed_fp4(header: _Header) -> Fp4:
+    _check_symmetric(header)
     packed, rows, half = header.matrix(".weight_packed", "U8")
     shape = (rows, 2 * half)
     if header.has(".weight_global_scale"):

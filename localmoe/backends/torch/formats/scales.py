@@ -9,7 +9,7 @@ import torch
 from localmoe.backends.torch.formats.tables import scale_values
 from localmoe.backends.torch.formats.work import area
 
-BYTE_TYPES = ("F8_E4M3", "F8_E8M0", "U8")
+BYTE_TYPES = ("F8_E4M3", "F8_E8M0", "U8", "halved")
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,10 @@ class Grid:
 
 
 def as_floats(scales: torch.Tensor, dtype: str) -> torch.Tensor:
-    """Return scales as F32, exactly; bytes are looked up, torch converts them slowly."""
+    """Return scales as F32, exactly; bytes are looked up, torch converts them slowly.
+
+    `dtype` is the stored one, or "halved" for bytes of exponents whose values have doubled codes.
+    """
     if dtype not in BYTE_TYPES:
         return scales.to(torch.float32)
     codes = scales.view(torch.uint8).to(torch.int32)
@@ -69,7 +72,11 @@ def as_floats(scales: torch.Tensor, dtype: str) -> torch.Tensor:
 
 def finish(values: torch.Tensor, out: torch.Tensor, rounded: torch.dtype | None) -> None:
     """Convert F32 values to the type of `out`, through another one if the format's library does."""
-    if rounded is None or rounded == out.dtype:
+    if rounded is None and out.stride(-1) != 1:  # torch transposes faster within one type
+        rounded = out.dtype
+    elif rounded == out.dtype:
+        rounded = None
+    if rounded is None:
         out.copy_(values)
     else:
         out.copy_(area(tuple(values.shape), rounded, values.device).copy_(values))

@@ -96,7 +96,9 @@ def _scheme(weights: Mapping[str, object]) -> Scheme:
     block = weights.get("block_structure")
     pair = None if block is None else _pair(block, "weights.block_structure")
     size = group if group is not None and group > 0 else None
-    return Scheme(str(kind), bits, strategy, size, pair, weights.get("symmetric", True) is not False)
+    return Scheme(
+        str(kind), bits, strategy, size, pair, weights.get("symmetric", True) is not False
+    )
 
 
 def _pair(value: object, name: str) -> tuple[int, int]:
