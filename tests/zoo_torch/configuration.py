@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from transformers import CONFIG_MAPPING, PretrainedConfig
 
-from zoo_torch.shape import SIZES, Shape
+from zoo_torch.shape import SIZES, VISION_SIZES, Shape
 from zoo_torch.types import TINY
 
 
@@ -14,17 +15,18 @@ def tiny_config(model_type: str) -> PretrainedConfig:
     """Return the configuration that TINY describes for this type."""
     shape = TINY[model_type]
     if not shape.text_type:
-        return text_config(model_type, shape)
-    inner = text_config(shape.text_type, Shape({**TINY[shape.text_type].config, **shape.config}))
-    wrapper: Any = CONFIG_MAPPING[model_type]
-    return wrapper(  # type: ignore[no-any-return]
-        text_config=inner.to_dict(), vision_config=dict(shape.vision), **shape.wrapper
-    )
+        return _filled(CONFIG_MAPPING[shape.read_as or model_type], SIZES, shape.config)
+    whole: Any = CONFIG_MAPPING[model_type]
+    inner = {**TINY.get(shape.text_type, Shape()).config, **shape.config}
+    text = _filled(CONFIG_MAPPING[shape.text_type], SIZES, inner)
+    parts: dict[str, Any] = {"text_config": text.to_dict()}
+    seeing = whole().vision_config
+    if seeing is not None:
+        parts["vision_config"] = _filled(type(seeing), VISION_SIZES, shape.vision).to_dict()
+    return whole(**parts, **shape.wrapper)  # type: ignore[no-any-return]
 
 
-def text_config(model_type: str, shape: Shape) -> PretrainedConfig:
-    """Return a configuration with the fields of `shape`, and of SIZES where the class has them."""
-    wanted: Any = CONFIG_MAPPING[model_type]
+def _filled(wanted: Any, sizes: Mapping[str, object], own: Mapping[str, object]) -> Any:
+    """Return a configuration with `own` fields, and of `sizes` those that the class has."""
     fields = wanted().to_dict()
-    common = {name: value for name, value in SIZES.items() if name in fields}
-    return wanted(**{**common, **shape.config})  # type: ignore[no-any-return]
+    return wanted(**{**{k: v for k, v in sizes.items() if k in fields}, **own})

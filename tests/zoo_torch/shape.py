@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+EXPERTS = 8
+"""Routed experts of every layer that has any."""
 VOCABULARY = 320
 """Tokens of every model: bytes, markup, and some that no text gives."""
 
@@ -67,6 +69,34 @@ SIZES: Mapping[str, object] = MappingProxyType(
 )
 """Values of all fields of these names, in every text configuration that has them."""
 
+VISION_SIZES: Mapping[str, object] = MappingProxyType(
+    {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 1,
+        "depth": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "num_heads": 2,
+        "head_dim": 16,
+        "image_size": 28,
+        "patch_size": 14,
+        "num_position_embeddings": 16,
+        "deepstack_visual_indexes": [0],
+        "out_hidden_size": 64,
+        "projection_intermediate_size": 32,
+        "projector_input_dim": 32,
+        "projector_output_dim": 32,
+        "vision_output_dim": 32,
+        "max_position_embeddings": 16,
+        "pos_emb_height": 4,
+        "pos_emb_width": 4,
+        "text_hidden_size": 64,
+        "mlp_ratio": 1.5,
+    }
+)
+"""The same for the part that sees."""
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -82,3 +112,5 @@ class Shape:
     """Fields of the part that sees, which is never run here."""
     wrapper: Mapping[str, object] = field(default_factory=dict)
     """Fields of the configuration around both."""
+    read_as: str = ""
+    """Type whose classes read the checkpoint, where config.json says one that has none."""
