@@ -47,8 +47,11 @@ def write(
 def stock(path: Path, dtype: torch.dtype, implementation: Implementation) -> PreTrainedModel:
     """Return the model of a checkpoint as transformers alone runs it, in eval mode."""
     config = _config_of(path)
+    # By its name, the default is refused where the class's own file has no experts, if the ones
+    # that it uses have.
+    options = {} if implementation == "grouped_mm" else {"experts_implementation": implementation}
     model = _class_of(config.architectures[0], config).from_pretrained(
-        path, config=config, dtype=dtype, experts_implementation=implementation
+        path, config=config, dtype=dtype, **options
     )
     return model.eval()  # type: ignore[no-any-return]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING, PretrainedConfig
 
-from zoo_torch.shape import SIZES, VISION_SIZES, Shape
+from zoo_torch.shape import INPUT_SIZES, SIZES, Shape
 from zoo_torch.types import TINY
 
 
@@ -20,9 +20,11 @@ def tiny_config(model_type: str) -> PretrainedConfig:
     inner = {**TINY.get(shape.text_type, Shape()).config, **shape.config}
     text = _filled(CONFIG_MAPPING[shape.text_type], SIZES, inner)
     parts: dict[str, Any] = {"text_config": text.to_dict()}
-    seeing = whole().vision_config
-    if seeing is not None:
-        parts["vision_config"] = _filled(type(seeing), VISION_SIZES, shape.vision).to_dict()
+    default = whole()
+    for name, own in (("vision_config", {}), ("audio_config", shape.audio)):
+        part = getattr(default, name, None)
+        if part is not None:
+            parts[name] = _filled(type(part), INPUT_SIZES, own).to_dict()
     return whole(**parts, **shape.wrapper)  # type: ignore[no-any-return]
 
 

@@ -69,33 +69,40 @@ SIZES: Mapping[str, object] = MappingProxyType(
 )
 """Values of all fields of these names, in every text configuration that has them."""
 
-VISION_SIZES: Mapping[str, object] = MappingProxyType(
+INPUT_SIZES: Mapping[str, object] = MappingProxyType(
     {
         "hidden_size": 32,
+        "d_model": 32,
+        "text_hidden_size": 64,
+        "out_hidden_size": 64,
+        "output_dim": 64,
+        "vision_output_dim": 32,
+        "downsample_hidden_size": 16,
         "intermediate_size": 48,
+        "encoder_ffn_dim": 48,
+        "mlp_ratio": 1.5,
+        "projection_intermediate_size": 32,
+        "projector_input_dim": 32,
+        "projector_output_dim": 32,
         "num_hidden_layers": 1,
+        "encoder_layers": 1,
         "depth": 1,
         "num_attention_heads": 2,
         "num_key_value_heads": 2,
+        "encoder_attention_heads": 2,
         "num_heads": 2,
         "head_dim": 16,
         "image_size": 28,
         "patch_size": 14,
         "num_position_embeddings": 16,
-        "deepstack_visual_indexes": [0],
-        "out_hidden_size": 64,
-        "projection_intermediate_size": 32,
-        "projector_input_dim": 32,
-        "projector_output_dim": 32,
-        "vision_output_dim": 32,
         "max_position_embeddings": 16,
+        "max_source_positions": 16,
         "pos_emb_height": 4,
         "pos_emb_width": 4,
-        "text_hidden_size": 64,
-        "mlp_ratio": 1.5,
+        "deepstack_visual_indexes": [0],
     }
 )
-"""The same for the part that sees."""
+"""The same for the parts that see and hear."""
 
 
 @dataclass(frozen=True)
@@ -108,9 +115,9 @@ class Shape:
     """Class in `transformers`; empty where AutoModelForCausalLM knows the type."""
     text_type: str = ""
     """Model type of the text configuration inside, where this one also takes pictures."""
-    vision: Mapping[str, object] = field(default_factory=dict)
-    """Fields of the part that sees, which is never run here."""
+    audio: Mapping[str, object] = field(default_factory=dict)
+    """Fields of the part that hears, which is never run here."""
     wrapper: Mapping[str, object] = field(default_factory=dict)
-    """Fields of the configuration around both."""
+    """Fields of the configuration around all parts."""
     read_as: str = ""
     """Type whose classes read the checkpoint, where config.json says one that has none."""

@@ -5,16 +5,29 @@ from __future__ import annotations
 from zoo_torch.shape import Shape
 
 _DENSE_FIRST = {"mlp_layer_types": ["dense", "sparse", "sparse"]}
+_ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 
 TYPES: dict[str, Shape] = {
     "ernie4_5_vl_moe": Shape(
-        {**_DENSE_FIRST, "moe_intermediate_size": [32, 16]},
+        {
+            **_DENSE_FIRST,
+            "moe_intermediate_size": [32, 16],
+            "rope_parameters": {**_ROPE, "mrope_section": [3, 3, 2]},
+        },
         "Ernie4_5_VLMoeForConditionalGeneration",
         text_type="ernie4_5_vl_moe_text",
     ),
     "gemma4": Shape(architecture="Gemma4ForConditionalGeneration", text_type="gemma4_text"),
     "glm4v_moe": Shape(
-        architecture="Glm4vMoeForConditionalGeneration", text_type="glm4v_moe_text"
+        {
+            "rope_parameters": {
+                **_ROPE,
+                "partial_rotary_factor": 0.5,
+                "mrope_section": [2, 1, 1],
+            }
+        },
+        "Glm4vMoeForConditionalGeneration",
+        text_type="glm4v_moe_text",
     ),
     "glm5_next": Shape(
         {
@@ -31,7 +44,6 @@ TYPES: dict[str, Shape] = {
     "kimi_k25": Shape(
         architecture="Kimi_K25ForConditionalGeneration",
         text_type="deepseek_v3",
-        vision={"pos_emb_height": 4, "pos_emb_width": 4},
         wrapper={"projection_hidden_size": 32, "tie_word_embeddings": False},
     ),
     "llama4": Shape(architecture="Llama4ForConditionalGeneration", text_type="llama4_text"),
@@ -51,9 +63,11 @@ TYPES: dict[str, Shape] = {
         text_type="mistral_large4_text",
     ),
     "muse_spark": Shape(
-        {"moe_hidden_size": 64, "layer_types": None, **_DENSE_FIRST},
+        {"moe_hidden_size": 32, **_DENSE_FIRST},
         "MuseSparkForConditionalGeneration",
         text_type="muse_spark_text",
+        audio={"num_hidden_layers": 4, "hidden_sizes": [16] * 4, "depths": [1] * 4},
+        wrapper={"out_hidden_size": 64, "projector_hidden_size": 32},
     ),
     "qwen3_5_moe": Shape(
         architecture="Qwen3_5MoeForConditionalGeneration", text_type="qwen3_5_moe_text"

@@ -27,7 +27,7 @@ TYPES: dict[str, Shape] = {
             "swa_head_dim": 16,
             "sliding_window_size": 16,
             "rel_extent": 64,
-            "unpadded_vocab_size": None,
+            "unpadded_vocab_size": 320,
             "layer_types": ["hybrid_sliding", "hybrid_sliding", "hybrid"],
         }
     ),
