@@ -37,7 +37,7 @@ def write(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = _class_of(shape.architecture, config)._from_config(config, dtype=dtype)
-    randomize(model, EXPERTS, seed)
+    randomize(model, EXPERTS, shape.gains, seed)
     model.save_pretrained(folder, max_shard_size=max_shard_size)
     if shape.read_as:
         _say_type(folder / "config.json", model_type)

@@ -119,5 +119,7 @@ class Shape:
     """Fields of the part that hears, which is never run here."""
     wrapper: Mapping[str, object] = field(default_factory=dict)
     """Fields of the configuration around all parts."""
+    gains: Mapping[str, float] = field(default_factory=dict)
+    """Factors for random weights by a part of their name, where routing would hardly vary."""
     read_as: str = ""
     """Type whose classes read the checkpoint, where config.json says one that has none."""

@@ -48,6 +48,8 @@ TYPES: dict[str, Shape] = {
             "intermediate_size": 32,
             "attn_layer_period": 2,
             "attn_layer_offset": 1,
+            "expert_layer_period": 1,
+            "expert_layer_offset": 0,
             "mamba_d_state": 8,
             "mamba_dt_rank": 4,
             "use_mamba_kernels": False,
@@ -86,5 +88,7 @@ TYPES: dict[str, Shape] = {
             "indexer_compress_ratio": 4,
         }
     ),
-    "zaya": Shape({"num_experts_per_tok": 1, "router_hidden_size": 16}),
+    "zaya": Shape(
+        {"num_experts_per_tok": 1, "router_hidden_size": 64}, gains={"router_mlp.fc": 3.0, "router_mlp.out": 3.0}
+    ),
 }
