@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from zoo_torch.shape import Shape
+from zoo_torch.shape import VOCABULARY, Shape
 
-_NARROW = {"intermediate_size": 32}
+_NARROW = {"intermediate_size": 48}
 """Where `intermediate_size` is the width of an expert."""
 _WINDOWS = ["sliding_attention", "full_attention", "sliding_attention"]
 _DENSE_FIRST = ["dense", "sparse", "sparse"]
@@ -26,7 +26,7 @@ TYPES: dict[str, Shape] = {
             "enable_moe_block": True,
             "layer_types": ["sliding_attention", "full_attention", "full_attention"],
             "per_layer_config": {},
-            "vocab_size_per_layer_input": 320,
+            "vocab_size_per_layer_input": VOCABULARY,
             "hidden_size_per_layer_input": 16,
         }
     ),

@@ -40,7 +40,7 @@ TYPES: dict[str, Shape] = {
             "head_dim": 32,
             "layer_types": ["indexed_attention", "sliding_attention", "indexed_attention"],
             "per_layer_config": {},
-            "shared_experts_intermediate_size": 32,
+            "shared_experts_intermediate_size": 48,
         }
     ),
     "glm4_moe_lite": Shape({**_HEADS, **_DENSE_FIRST}),
@@ -52,7 +52,7 @@ TYPES: dict[str, Shape] = {
             **_HEADS,
             "num_layers": 2,
             "ffn_hidden_size": 96,
-            "expert_ffn_hidden_size": 32,
+            "expert_ffn_hidden_size": 48,
             "zero_expert_num": 4,
             "moe_topk": 3,
         }

@@ -11,7 +11,7 @@ TYPES: dict[str, Shape] = {
     "ernie4_5_vl_moe": Shape(
         {
             **_DENSE_FIRST,
-            "moe_intermediate_size": [32, 16],
+            "moe_intermediate_size": [48, 24],
             "rope_parameters": {**_ROPE, "mrope_section": [3, 3, 2]},
         },
         "Ernie4_5_VLMoeForConditionalGeneration",
@@ -85,7 +85,7 @@ TYPES: dict[str, Shape] = {
     "step3p7": Shape(
         {
             **_DENSE_FIRST,
-            "share_expert_dim": 32,
+            "share_expert_dim": 48,
             "layer_types": ["full_attention", "sliding_attention", "full_attention"],
         },
         "Step3p7ForConditionalGeneration",

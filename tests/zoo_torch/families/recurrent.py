@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from zoo_torch.shape import Shape
+from zoo_torch.shape import VOCABULARY, Shape
 
 _HEADS = {"num_key_value_heads": 4}
 
@@ -12,7 +12,7 @@ TYPES: dict[str, Shape] = {
     ),
     "granitemoehybrid": Shape(
         {
-            "intermediate_size": 32,
+            "intermediate_size": 48,
             "layer_types": ["linear_attention", "full_attention", "linear_attention"],
             "mamba_n_heads": 4,
             "mamba_d_head": 32,
@@ -27,7 +27,7 @@ TYPES: dict[str, Shape] = {
             "swa_head_dim": 16,
             "sliding_window_size": 16,
             "rel_extent": 64,
-            "unpadded_vocab_size": 320,
+            "unpadded_vocab_size": VOCABULARY,
             "layer_types": ["hybrid_sliding", "hybrid_sliding", "hybrid"],
         }
     ),
@@ -45,7 +45,7 @@ TYPES: dict[str, Shape] = {
     ),
     "jamba": Shape(
         {
-            "intermediate_size": 32,
+            "intermediate_size": 48,
             "attn_layer_period": 2,
             "attn_layer_offset": 1,
             "expert_layer_period": 1,
@@ -63,7 +63,7 @@ TYPES: dict[str, Shape] = {
         }
     ),
     "lfm2_moe": Shape({"layer_types": ["conv", "full_attention", "conv"]}),
-    "minimax": Shape({"intermediate_size": 32, "block_size": 16}),
+    "minimax": Shape({"intermediate_size": 48, "block_size": 16}),
     "nemotron_h": Shape(
         {
             "layers_block_type": ["linear_attention", "moe", "full_attention", "moe", "mlp"],
@@ -81,7 +81,7 @@ TYPES: dict[str, Shape] = {
             "num_hidden_layers": 4,
             "hc_count": 2,
             "hc_lowrank": 16,
-            "indexer_n_heads": 2,
+            "indexer_n_heads": 8,
             "indexer_kv_heads": 1,
             "indexer_head_dim": 16,
             "indexer_budget": 16,
