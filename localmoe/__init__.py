@@ -73,12 +73,9 @@ def load(
 ) -> Engine:
     """Load a model and return its engine; close it, or use it in a `with` block.
 
-    `path`: a GGUF file, any shard of a split one, or a directory with one model. `progress` is
-    called with (stage, done, total). Raises LocalMoeError.
+    `path`: a GGUF file, any shard of a split one, or a directory with one model; or a safetensors
+    checkpoint. `progress` is called with (stage, done, total). Raises LocalMoeError.
     """
-    from localmoe.backends.llama.dry_run import DryRunChild
+    from localmoe.backends.opening import open_engine
 
-    with DryRunChild() as child:  # imports what it needs while we do
-        from localmoe.backends.llama.load import load as load_llama
-
-        return load_llama(path, settings or Settings(), progress, child)
+    return open_engine(Path(path), settings or Settings(), progress)

@@ -14,6 +14,8 @@ Progress = Callable[[str, int, int], None]
 """Called with (stage, done, total) while something takes long; `total` may grow."""
 KvType = Literal["f16", "q8_0", "q4_0"]
 """How keys and values of the context are kept: 2, 1.0625 or 0.5625 bytes per number."""
+EngineName = Literal["llama", "torch"]
+"""Who computes: llama.cpp for GGUF files, torch with transformers for safetensors checkpoints."""
 PolicyName = Literal["next-use", "lru", "lfu", "lrfu", "slru", "two-queue", "least-stale", "static"]
 """Which expert gives way to another one: docs/cache-lab.md says what each evicts."""
 
@@ -50,6 +52,8 @@ class Settings:
     None: not kept."""
     compiled: bool = True
     """Whether the compiled callback serves single tokens, where it was built. Same bits, faster."""
+    engine: EngineName | None = None
+    """None: the one for the files that the model has."""
     experts_used: int | None = None
     """Overrides the checkpoint's number of active experts. Lossy: for experiments only."""
 
@@ -63,9 +67,13 @@ class Settings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise SettingsError(f"{name} must be at least 1, not {value}")
-        for name, kind in (("kv_type", KvType), ("policy", PolicyName)):
+        for name, kind in (
+            ("kv_type", KvType),
+            ("policy", PolicyName),
+            ("engine", EngineName),
+        ):
             value = getattr(self, name)
-            if value not in get_args(kind):
+            if value not in get_args(kind) and not (name == "engine" and value is None):
                 raise SettingsError(
                     f"{name} must be one of {', '.join(get_args(kind))}, not {value!r}"
                 )

@@ -11,6 +11,7 @@ from typing import Literal, Protocol, Self, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from localmoe.cache.slots import SlotPool
 from localmoe.cache.stats import ExpertWatch
 from localmoe.planning.plan import MemoryPlan
 from localmoe.weights.catalog import Catalog, ExpertKey
@@ -218,4 +219,17 @@ class WatchedEngine(Protocol):
         where all of them are, and then nothing is told. The watch and the view are for the thread
         that decodes.
         """
+        ...
+
+
+class MeasuredEngine(Engine, WatchedEngine, Protocol):
+    """An engine of this project: what benchmarks look at besides."""
+
+    @property
+    def slot_pool(self) -> SlotPool | None:
+        """The slots under the cache; None when every expert is resident."""
+        ...
+
+    def compiled_counts(self) -> object | None:
+        """Return what compiled code did so far; None where there is none."""
         ...

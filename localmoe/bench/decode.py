@@ -8,10 +8,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from localmoe.backends.base import Stats
-from localmoe.backends.llama.dry_run import DryRunChild
-from localmoe.backends.llama.engine import LlamaEngine
-from localmoe.backends.llama.load import load
+from localmoe.backends.base import MeasuredEngine, Stats
+from localmoe.backends.opening import Open, opening
 from localmoe.bench.device import DeviceSpeed, measure_device
 from localmoe.bench.forced import Forced, force, percentile
 from localmoe.bench.limit import Limit
@@ -26,19 +24,23 @@ Report = dict[str, object]
 
 
 def measure_decode(
-    request: DecodeRequest, progress: Progress | None = None, child: DryRunChild | None = None
+    request: DecodeRequest, progress: Progress | None = None, open_it: Open | None = None
 ) -> Report:
     """Load the model, force it along the stream, measure what the machine allows.
 
-    `child` was started before. Returns what `--json` prints, but for the peak of memory. Raises
-    LocalMoeError.
+    `open_it` is that of `backends.opening`, where it was begun before. Returns what `--json`
+    prints, but for the peak of memory. Raises LocalMoeError.
     """
-    with load(request.model, request.settings, progress, child) as engine:
+    path = Path(request.model)
+    if open_it is None:
+        with opening(path, request.settings.engine) as begun:
+            return measure_decode(request, progress, begun)
+    with open_it(path, request.settings, progress) as engine:
         return measure_engine(engine, request, progress)
 
 
 def measure_engine(
-    engine: LlamaEngine, request: DecodeRequest, progress: Progress | None = None
+    engine: MeasuredEngine, request: DecodeRequest, progress: Progress | None = None
 ) -> Report:
     """Measure an engine that was loaded for this request and has decoded nothing yet.
 
@@ -49,7 +51,7 @@ def measure_engine(
 
 @dataclass
 class _Measurement:
-    engine: LlamaEngine
+    engine: MeasuredEngine
     request: DecodeRequest
     progress: Progress | None
     _tokens: list[int] = field(init=False)
@@ -185,7 +187,7 @@ class _Measurement:
         }
 
 
-def device_speed(engine: LlamaEngine, settings: Settings, seconds: float) -> DeviceSpeed | None:
+def device_speed(engine: MeasuredEngine, settings: Settings, seconds: float) -> DeviceSpeed | None:
     """Read experts alone; None for a dense model, of which nothing is read."""
     if not engine.catalog.layers:
         return None

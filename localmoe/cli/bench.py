@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -29,6 +30,7 @@ from localmoe.cli.bench_progress import share_bar
 from localmoe.cli.demo import demo_model_path
 from localmoe.cli.options import (
     Context,
+    Engines,
     ExpertsUsed,
     KvTypeName,
     KvTypes,
@@ -81,6 +83,7 @@ def decode(  # noqa: PLR0913 (the command line's options are this function's par
     rounds: Rounds = 1,
     device_seconds: DeviceSeconds = 1.0,
     slots: Slots = None,
+    engine: Engines = None,
     policy: Policies = PolicyKind.NEXT_USE,
     compiled: Compiled = True,
     experts_used: ExpertsUsed = None,
@@ -97,6 +100,7 @@ def decode(  # noqa: PLR0913 (the command line's options are this function's par
             memory_bytes=memory,
             context_tokens=context,
             kv_type=kv_type.value,
+            engine=engine.value if engine else None,
             policy=policy.value,
             compiled=compiled,
             threads=threads,
@@ -142,11 +146,12 @@ def _measure(
 
 
 def _measure_here(request: DecodeRequest) -> dict[str, Any]:
-    from localmoe.backends.llama.dry_run import DryRunChild
+    from localmoe.backends.opening import opening
 
-    with DryRunChild() as child, share_bar() as progress:
+    path, settings = Path(request.model), request.settings
+    with opening(path, settings.engine) as open_it, share_bar() as progress:
         from localmoe.bench.decode import measure_decode
         from localmoe.cli.stats_file import peak_rss_bytes
 
-        report = measure_decode(request, progress, child)
+        report = measure_decode(request, progress, open_it)
     return {**report, "peak_rss_bytes": peak_rss_bytes()}

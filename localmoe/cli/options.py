@@ -23,6 +23,13 @@ class KvTypeName(StrEnum):
     Q4_0 = "q4_0"
 
 
+class EngineKind(StrEnum):
+    """What `settings.EngineName` names."""
+
+    LLAMA = "llama"
+    TORCH = "torch"
+
+
 class PolicyKind(StrEnum):
     """What `settings.PolicyName` names."""
 
@@ -134,6 +141,15 @@ KvTypes = Annotated[
         "--kv-type",
         help="How the conversation is kept in memory. q8_0 takes about half of f16's room, q4_0 a "
         "quarter; both are lossy: the model says slightly other things.",
+    ),
+]
+Engines = Annotated[
+    EngineKind | None,
+    typer.Option(
+        "--engine",
+        help="Who computes. Default: llama (llama.cpp) for GGUF files, torch (with transformers) "
+        "for safetensors checkpoints.",
+        show_default=False,
     ),
 ]
 Policies = Annotated[

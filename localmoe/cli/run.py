@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from localmoe.cli.options import (
     Context,
+    Engines,
     ExpertsUsed,
     KvTypeName,
     KvTypes,
@@ -80,6 +81,7 @@ def run(  # noqa: PLR0913 (the command line's options are this function's parame
     show_thoughts: ShowThoughts = None,
     schema: SchemaFile = None,
     grammar: GrammarFile = None,
+    engine: Engines = None,
     policy: Policies = PolicyKind.NEXT_USE,
     profile: Profile = True,
     experts_used: ExpertsUsed = None,
@@ -91,6 +93,7 @@ def run(  # noqa: PLR0913 (the command line's options are this function's parame
         memory_bytes=memory,
         context_tokens=context,
         kv_type=kv_type.value,
+        engine=engine.value if engine else None,
         policy=policy.value,
         profile=profile,
         threads=threads,
@@ -105,10 +108,10 @@ def run(  # noqa: PLR0913 (the command line's options are this function's parame
         grammar_path=grammar,
         stats_path=stats,
     )
-    from localmoe.backends.llama.dry_run import DryRunChild
+    from localmoe.backends.opening import opening
 
-    with DryRunChild() as child:
+    with opening(request.model, options.engine) as open_it:
         # Engine, template and terminal libraries take their time to import; the child does it, too.
         from localmoe.cli.runner import execute
 
-        execute(request, options, child)
+        execute(request, options, open_it)

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from localmoe.settings import KvType, PolicyName
+from localmoe.settings import EngineName, KvType, PolicyName
 
 Model = Annotated[
     str | None,
@@ -164,6 +164,7 @@ class RunOptions:
     threads: int | None = None
     experts_used: int | None = None
     mirrors: tuple[str, ...] = ()
+    engine: EngineName | None = None
     max_tokens: int | None = None
     sampling: dict[str, float | None] = field(default_factory=dict)
     """What `sampling_flags` returns."""

@@ -10,8 +10,7 @@ from pathlib import Path
 
 from localmoe import Settings
 from localmoe.backends.base import Engine, WatchedEngine
-from localmoe.backends.llama.dry_run import DryRunChild
-from localmoe.backends.llama.load import load
+from localmoe.backends.opening import Open
 from localmoe.chat.dialect import Dialect, dialect_for
 from localmoe.chat.sampling import Sampler, SamplingOptions
 from localmoe.chat.session import AnswerOptions, ChatSession
@@ -41,16 +40,16 @@ _NOT_COMPILED_NOTE = (
 )
 
 
-def execute(request: Request, options: RunOptions, child: DryRunChild) -> None:
+def execute(request: Request, options: RunOptions, open_it: Open) -> None:
     """Do what was asked. Raises LocalMoeError; KeyboardInterrupt when one answer was broken off.
 
-    `child` has been started before all of this was imported.
+    `open_it` is that of `backends.opening`, begun before all of this was imported.
     """
     _check(options)
     bounded = request.asks_default or request.model is None
     if bounded and options.max_tokens is None:
         options = replace(options, max_tokens=DEFAULT_ANSWER_TOKENS)
-    with open_engine(request.model, options, child) as engine:
+    with open_engine(request.model, options, open_it) as engine:
         session = _session(engine, options)
         try:
             if request.prompt is None:
@@ -84,7 +83,7 @@ def _check(options: RunOptions) -> None:
 
 
 @contextmanager
-def open_engine(model: Path | None, options: RunOptions, child: DryRunChild) -> Iterator[Engine]:
+def open_engine(model: Path | None, options: RunOptions, open_it: Open) -> Iterator[Engine]:
     """Load the model that the options name, the demonstration model for None, and close it."""
     path = model or demo_model_path()
     settings = Settings(
@@ -96,10 +95,11 @@ def open_engine(model: Path | None, options: RunOptions, child: DryRunChild) -> 
         threads=options.threads,
         experts_used=options.experts_used,
         mirrors=options.mirrors,
+        engine=options.engine,
         read_workers=read_workers(path),
     )
     with progress_bar() as progress:
-        engine = load(path, settings, progress, child)
+        engine = open_it(path, settings, progress)
     with engine:
         if model is None:
             dim_line(_DEMO_NOTE)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from localmoe.cli.model_argument import ModelFile
 from localmoe.cli.options import (
     Context,
+    Engines,
     ExpertsUsed,
     KvTypeName,
     KvTypes,
@@ -99,6 +100,7 @@ def serve(  # noqa: PLR0913 (the command line's options are this function's para
     min_p: MinP = None,
     seed: Seed = None,
     threads: Threads = None,
+    engine: Engines = None,
     policy: Policies = PolicyKind.NEXT_USE,
     profile: Profile = True,
     experts_used: ExpertsUsed = None,
@@ -125,6 +127,7 @@ def serve(  # noqa: PLR0913 (the command line's options are this function's para
         memory_bytes=memory,
         context_tokens=context,
         kv_type=kv_type.value,
+        engine=engine.value if engine else None,
         policy=policy.value,
         profile=profile,
         threads=threads,
@@ -137,12 +140,12 @@ def serve(  # noqa: PLR0913 (the command line's options are this function's para
 
 def _execute(model: Path | None, server: ServerOptions, options: RunOptions) -> None:
     """Start the child that plans, and import what takes its time meanwhile."""
-    from localmoe.backends.llama.dry_run import DryRunChild
+    from localmoe.backends.opening import opening
 
-    with DryRunChild() as child:
+    with opening(model, options.engine) as open_it:
         from localmoe.cli.serving import execute
 
-        execute(model, server, options, child)
+        execute(model, server, options, open_it)
 
 
 def default_names(model: Path | None, given: list[str]) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 
 from localmoe.backends.base import WatchedEngine
-from localmoe.backends.llama.dry_run import DryRunChild
+from localmoe.backends.opening import Open
 from localmoe.chat.dialect import dialect_for
 from localmoe.cli.run_options import RunOptions
 from localmoe.cli.runner import DEFAULT_ANSWER_TOKENS, drive_rate, open_engine
@@ -20,15 +20,13 @@ from localmoe.server.running import EXIT_INTERRUPTED, Server, bind, url_of
 from localmoe.server.service import Service
 
 
-def execute(
-    model: Path | None, server: ServerOptions, options: RunOptions, child: DryRunChild
-) -> None:
+def execute(model: Path | None, server: ServerOptions, options: RunOptions, open_it: Open) -> None:
     """Serve until a signal. Raises LocalMoeError; KeyboardInterrupt after Ctrl-C."""
     if model is None and server.max_tokens is None:
         server = replace(server, max_tokens=DEFAULT_ANSWER_TOKENS)
     _log_to_standard_error()
     # Before the model is loaded: a port that is taken should not be news after minutes.
-    with bind(server) as listener, open_engine(model, options, child) as engine:
+    with bind(server) as listener, open_engine(model, options, open_it) as engine:
         dialect, note = dialect_for(engine)
         if note:
             dim_line(note)

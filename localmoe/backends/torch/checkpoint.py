@@ -28,7 +28,7 @@ def read_weight(weight: Weight) -> Tensor:
 
 
 def _read(extent: Extent, target: Tensor) -> None:
-    view = memoryview(target.numpy())
+    view = memoryview(target.numpy().data)
     try:
         descriptor = os.open(extent.path, os.O_RDONLY)
         try:

@@ -15,12 +15,12 @@ from localmoe.backends.torch.kv_cache import KvCache
 from localmoe.backends.torch.served_model import ServedModel
 from localmoe.backends.torch.tokenizer import TorchTokenizer
 from localmoe.cache.expert_cache import ExpertCache
+from localmoe.cache.slots import SlotPool
 from localmoe.cache.stats import ExpertWatch
 from localmoe.closing import Closing
 from localmoe.errors import ContextFullError, EngineError, InterruptedDecodeError, LocalMoeError
 from localmoe.planning.plan import MemoryPlan
 from localmoe.weights.catalog import Catalog, ExpertKey
-
 
 _OUTPUT_NBYTES = 256 << 20
 """All logits of a step are computed at once: steps are cut so that they take no more."""
@@ -79,6 +79,14 @@ class TorchEngine(Closing):
     def cache(self) -> ExpertCache:
         """The expert cache."""
         return self._open().cache
+
+    @property
+    def slot_pool(self) -> SlotPool:
+        """The slots under the cache."""
+        return self._open().pool
+
+    def compiled_counts(self) -> None:
+        """No compiled code serves this engine."""
 
     @property
     def position(self) -> int:
@@ -209,5 +217,3 @@ class TorchEngine(Closing):
         self._tokens.extend(chunk)
         self._kv.position = self.position
         return wanted
-
-

@@ -89,11 +89,10 @@ class ExpertSource:
     def _convert(self, tensors: list[Tensor]) -> Tensor:
         converter = copy.deepcopy(self.converter)
         assert converter is not None
-        for pattern, tensor in zip(converter.source_patterns, tensors, strict=True):
-            stacked = tensor[None] if self.is_stacked else tensor
-            converter.collected_tensors[pattern] = [stacked]
-        one: Any = _OneExpert(self.shape, self.dtype)
-        found = converter.convert(self.target, model=one, config=self.config)
+        for pattern, one in zip(converter.source_patterns, tensors, strict=True):
+            converter.collected_tensors[pattern] = [one[None] if self.is_stacked else one]
+        model: Any = _OneExpert(self.shape, self.dtype)
+        found = converter.convert(self.target, model=model, config=self.config)
         tensor: Tensor = found[self.target][0]
         return tensor
 
@@ -145,7 +144,11 @@ def find_sources(
         )
     return {
         target: _source(
-            target, converter_of[target], parts, weights, (tuple(shapes[target]), dtype, model.config)
+            target,
+            converter_of[target],
+            parts,
+            weights,
+            (tuple(shapes[target]), dtype, model.config),
         )
         for target, parts in found.items()
     }
@@ -194,7 +197,9 @@ def _source(
         or (operations == [MergeModulelist, Concatenate] and converter is not None)
         and converter.operations[1].dim == 1
     )
-    rows = tuple(tuple(weights[name] for name in row) for row in zip(*columns, strict=True))
+    rows = tuple(
+        tuple(weights[column[row]] for column in columns) for row in range(len(columns[0]))
+    )
     source = ExpertSource(
         target, shape[1:], dtype, rows, None if simple else converter, n_experts, config
     )

@@ -50,8 +50,7 @@ def footprints(
     # Everything that a step makes has a row for each of its tokens.
     per_token = max(most - least, 0) / max(chunks[0] - 1, 1)
     return tuple(
-        Footprint(chunk, _kv_bytes(cache), int(least + per_token * (chunk - 1)))
-        for chunk in chunks
+        Footprint(chunk, _kv_bytes(cache), int(least + per_token * (chunk - 1))) for chunk in chunks
     )
 
 
@@ -91,11 +90,11 @@ def _step(model: PreTrainedModel, cache: DynamicCache, tokens: int) -> None:
         ) from error
 
 
-class _Peak(TorchDispatchMode):
+class _Peak(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of all tensors that are made while it lasts, and how many there were."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.most_bytes = 0
         self._bytes = 0
         self._uses: dict[int, int] = {}

@@ -41,7 +41,7 @@ class KvCache:
         return self.position if n >= self.position else self.rollback(n)
 
     def rollback(self, n: int) -> int:
-        """Undo what came after n tokens, a step that broke off half way included; see `truncate`."""
+        """Undo what came after n tokens, half of a step included; see `truncate`."""
         if n > 0 and not self.can_rewind:
             n = max((at for at in self._marks if at <= n), default=0)
         self._marks = {at: mark for at, mark in self._marks.items() if at <= n}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from localmoe.backends.torch.engine import TorchEngine
+from localmoe.backends.torch.expert_sources import ExpertSource
 from localmoe.backends.torch.footprint import footprints
 from localmoe.backends.torch.generation import read_generation
 from localmoe.backends.torch.loader import load_resident
@@ -27,27 +28,26 @@ from localmoe.backends.torch.slot_weights import (
     memory_tensor,
 )
 from localmoe.backends.torch.source import Checkpoint, TorchSource, find_experts, open_checkpoint
-from localmoe.backends.torch.stripped import ExpertModule, Stripped
+from localmoe.backends.torch.stripped import Stripped
 from localmoe.backends.torch.tokenizer import TorchTokenizer
 from localmoe.cache.expert_cache import ExpertCache
 from localmoe.cache.policy_table import POLICIES
 from localmoe.cache.slots import SlotPool, share_slots, slots_nbytes
-from localmoe.errors import BudgetError, UnsupportedModelError
+from localmoe.errors import BudgetError, SettingsError, UnsupportedModelError
 from localmoe.planning.budget import SlotPlan, plan_fixed_slots, plan_memory
 from localmoe.planning.machine import available_memory_bytes, held_memory_bytes
 from localmoe.planning.request import Request
 from localmoe.settings import Progress, Settings
 
 
-def load(
-    path: str | Path, settings: Settings, progress: Progress | None = None
-) -> TorchEngine:
+def load(path: str | Path, settings: Settings, progress: Progress | None = None) -> TorchEngine:
     """Load a safetensors checkpoint within `settings.memory_bytes`.
 
     `path` is its folder, or a file in it. Raises SettingsError, ModelError, BudgetError,
     ExpertReadError, EngineError.
     """
     began = time.perf_counter()
+    _check(settings)
     with ExitStack() as undo:
         assembly = _Assembly(open_checkpoint(Path(path)), settings, undo)
         engine = assembly.build(progress)
@@ -56,14 +56,32 @@ def load(
     return engine
 
 
+def _check(settings: Settings) -> None:
+    """Raise SettingsError for what only another engine can do."""
+    for name, value, default in (
+        ("--kv-type", settings.kv_type, Settings.kv_type),
+        ("--experts-used", settings.experts_used, None),
+        ("--mirror", settings.mirrors, ()),
+    ):
+        if value != default:
+            raise SettingsError(f"{name} is for GGUF files: the torch engine has no such option")
+
+
+@dataclass(frozen=True)
+class _Planned:
+    """What was found and decided before any weight was read."""
+
+    source: TorchSource
+    stripped: Stripped
+    slot_plan: SlotPlan
+
+
 class _Assembly:
     """Builds an engine in the order in which its parts need each other."""
 
     def __init__(self, checkpoint: Checkpoint, settings: Settings, undo: ExitStack) -> None:
         self._checkpoint, self._settings, self._undo = checkpoint, settings, undo
-        self._source: TorchSource | None = None
-        self._stripped: Stripped | None = None
-        self._slot_plan: SlotPlan | None = None
+        self._planned: _Planned | None = None
 
     def build(self, progress: Progress | None) -> TorchEngine:
         """Plan, load what is resident, make slots, and put experts that are served in place."""
@@ -75,26 +93,27 @@ class _Assembly:
         model = load_resident(
             checkpoint.config.config, checkpoint.weights, checkpoint.dtype, self._plan
         )
-        assert self._source and self._stripped and self._slot_plan  # by _plan
+        planned = self._planned
+        assert planned is not None  # transformers has called _plan
         n_vocab = model.get_output_embeddings().weight.shape[0]
         tokenizer = TorchTokenizer(checkpoint.folder, n_vocab, generation.ends)
-        pool = SlotPool(self._source.slot_classes, self._slot_plan.counts)
+        pool = SlotPool(planned.source.slot_classes, planned.slot_plan.counts)
         self._undo.callback(pool.close)
         cache = ExpertCache(
-            self._source.catalog.layers,
+            planned.source.catalog.layers,
             pool,
-            self._source.files,
+            planned.source.files,
             workers=self._settings.read_workers,
             policy=POLICIES[self._settings.policy],
         )
         self._undo.callback(cache.close)
         server = ExpertServer(cache)
-        self._attach(model, pool, server)
+        _attach(model, planned, pool, server)
         pool.grow()
         if progress:
             progress("loading weights", 1, 1)
-        served = ServedModel(model, self._source, pool, server)
-        return TorchEngine(served, tokenizer, self._slot_plan.plan, generation.sampling)
+        served = ServedModel(model, planned.source, pool, server)
+        return TorchEngine(served, tokenizer, planned.slot_plan.plan, generation.sampling)
 
     def _plan(self, model: PreTrainedModel, stripped: Stripped) -> None:
         """Decide where the memory goes, before any weight is read. Raises BudgetError."""
@@ -124,8 +143,7 @@ class _Assembly:
             base_bytes=found.plan.base_bytes - extra,
             resident_bytes=found.plan.resident_bytes + extra,
         )
-        self._source, self._stripped = source, stripped
-        self._slot_plan = replace(found, plan=plan)
+        self._planned = _Planned(source, stripped, replace(found, plan=plan))
 
     def _footprints(self, model: PreTrainedModel, stripped: Stripped, context: int) -> Any:
         found = footprints(model, stripped, context)
@@ -134,33 +152,33 @@ class _Assembly:
             return found
         return [one for one in found if one.chunk_tokens <= chunk] or found[-1:]
 
-    def _attach(self, model: PreTrainedModel, pool: SlotPool, server: ExpertServer) -> None:
-        assert self._source and self._stripped
-        memory = memory_tensor(pool.memory)
-        layers = {layer.layer: layer for layer in self._source.catalog.layers}
-        for one in self._stripped.modules:
-            parts = tuple(
-                self._part(one, place, memory, pool, server) for place in range(len(one.parts))
-            )
-            module: Any = one.module
-            module.localmoe = RoutedExperts(layers[one.layer], module, server, parts)
-            hook_routers(model, one.name, layers[one.layer], server)
 
-    def _part(
-        self, one: ExpertModule, part: int, memory: torch.Tensor, pool: SlotPool, server: ExpertServer
-    ) -> SlotWeights:
-        assert self._source
-        sources = [self._source.sources[f"{one.name}.{name}"] for name in one.parts[part]]
-        index = pool.class_index(one.layer)
-        place = Place(
-            pool.start(index, 0) + server.cache.data_start(one.layer, part),
-            pool.classes[index].stride_nbytes,
-            pool.counts[index],
-        )
-        if all(source.is_stored for source in sources):
-            shapes = [source.shape for source in sources]
-            return StoredWeights(memory, place, shapes, sources[0].dtype)
-        return DecodedWeights(memory, place, sources)
+def _attach(
+    model: PreTrainedModel, planned: _Planned, pool: SlotPool, server: ExpertServer
+) -> None:
+    """Have every module of experts served from the slots."""
+    memory = memory_tensor(pool.memory)
+    layers = {layer.layer: layer for layer in planned.source.catalog.layers}
+    for one in planned.stripped.modules:
+        layer, index = layers[one.layer], pool.class_index(one.layer)
+        parts = []
+        for part, names in enumerate(one.parts):
+            place = Place(
+                pool.start(index, 0) + server.cache.data_start(one.layer, part),
+                pool.classes[index].stride_nbytes,
+                pool.counts[index],
+            )
+            sources = [planned.source.sources[f"{one.name}.{name}"] for name in names]
+            parts.append(_weights(memory, place, sources))
+        module: Any = one.module
+        module.localmoe = RoutedExperts(layer, module, server, (parts[0], parts[1]))
+        hook_routers(model, one.name, layer, server)
+
+
+def _weights(memory: torch.Tensor, place: Place, sources: list[ExpertSource]) -> SlotWeights:
+    if all(source.is_stored for source in sources):
+        return StoredWeights(memory, place, [s.shape for s in sources], sources[0].dtype)
+    return DecodedWeights(memory, place, sources)
 
 
 def plan_slots(request: Request, budget_bytes: int, slots: int | None) -> SlotPlan:

@@ -58,7 +58,7 @@ def load_resident(
             ) from error
     _check(model, info)
     for module in model.modules():
-        # Some models compute otherwise where they are told of a quantizer: this one changed nothing.
+        # Some models compute otherwise where there was a quantizer: this one changed no numbers.
         if hasattr(getattr(module, "config", None), "_is_quantized"):
             del module.config._is_quantized
     loaded: PreTrainedModel = model.eval()
@@ -110,5 +110,3 @@ class _quietly:  # noqa: N801 (reads like a statement)
         logging.set_verbosity(self._level)
         if self._bars:
             logging.enable_progress_bar()
-
-

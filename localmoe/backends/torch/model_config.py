@@ -74,8 +74,9 @@ def _config_of(folder: Path, values: dict[str, Any]) -> PretrainedConfig:
 def _taken_out(config: PretrainedConfig) -> dict[str, Any]:
     """Remove what is said of quantization, from the parts of the model, too, and return it."""
     found: dict[str, Any] = {}
-    for part in (config, getattr(config, "text_config", None)):
-        said = getattr(part, "quantization_config", None) if part is not None else None
+    parts: list[Any] = [config, getattr(config, "text_config", None)]
+    for part in parts:
+        said = getattr(part, "quantization_config", None)
         if said is None:
             continue
         found = found or (dict(said) if isinstance(said, Mapping) else dict(said.to_dict()))

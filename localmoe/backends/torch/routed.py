@@ -17,7 +17,7 @@ from localmoe.backends.torch.server import ExpertServer
 from localmoe.backends.torch.slot_weights import SlotWeights
 from localmoe.weights.catalog import MoeLayer
 
-Parts = tuple[SlotWeights, ...]
+Parts = tuple[SlotWeights, SlotWeights]
 _SUM_IN_FLOAT32 = frozenset({"NemotronHExperts", "Inkling2Experts"})
 """Modules of transformers that add experts up in another type than that of the model."""
 FIRST, SECOND = 0, 1
@@ -43,9 +43,8 @@ class RoutedExperts:
         self._has_zero_experts = bool(getattr(module, "has_zero_experts", False))
         self._sums_in_float32 = type(module).__name__ in _SUM_IN_FLOAT32
         self._inner = _inner_of(module)
-        self._after: Callable[[Tensor], Tensor] | None = None
-        if getattr(module, "has_post_expert_norm", False):
-            self._after = module.post_expert_norm
+        has_norm = getattr(module, "has_post_expert_norm", False)
+        self._after: Any = module.post_expert_norm if has_norm else None
 
     def forward(self, hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
         """Return the weighted sum of the experts of each token, [T, D].
@@ -98,12 +97,13 @@ def _inner_of(module: nn.Module) -> Callable[[Tensor], Tensor]:
 
 
 def _rows_of(index: Tensor) -> dict[int, Rows]:
-    """Return what each expert is to do, by rising expert number; tokens rise within each."""
-    used = index.shape[-1]
-    order = torch.argsort(index.reshape(-1), stable=True)
-    experts, counts = index.reshape(-1)[order].unique_consecutive(return_counts=True)
-    places = order.split(counts.tolist())
+    """Return what each expert is to do, by rising expert number; ranks rise within each."""
+    n_tokens = len(index)
+    by_rank = index.t().reshape(-1)  # as transformers orders the rows of an expert
+    order = torch.argsort(by_rank, stable=True)
+    experts, counts = torch.unique_consecutive(by_rank[order], return_counts=True)  # type: ignore[no-untyped-call]
+    places = torch.split(order, counts.tolist())  # type: ignore[no-untyped-call]
     return {
-        expert: Rows(place // used, place % used)
+        expert: Rows(place % n_tokens, place // n_tokens)
         for expert, place in zip(experts.tolist(), places, strict=True)
     }

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from localmoe.backends.torch.server import ExpertServer
 from localmoe.weights.catalog import MoeLayer
 
+_INTEGERS = (torch.int64, torch.int32)
+
 
 def hook_routers(model: nn.Module, name: str, layer: MoeLayer, server: ExpertServer) -> None:
     """Have every sibling of a module of experts looked at that returns numbers of experts.
@@ -33,6 +35,10 @@ def hook_routers(model: nn.Module, name: str, layer: MoeLayer, server: ExpertSer
 def _chosen(output: Any) -> Tensor | None:
     """Return the numbers of experts in what a router returns, [T, K]; None: there are none."""
     for each in output if isinstance(output, tuple) else (output,):
-        if isinstance(each, Tensor) and each.dtype in (torch.int64, torch.int32) and each.dim() == 2:
+        if (
+            isinstance(each, Tensor)
+            and each.dtype in (torch.int64, torch.int32)
+            and each.dim() == 2
+        ):
             return each
     return None

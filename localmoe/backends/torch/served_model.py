@@ -25,7 +25,7 @@ class ServedModel(Closing):
         self, model: PreTrainedModel, source: TorchSource, pool: SlotPool, server: ExpertServer
     ) -> None:
         self.model, self.server = model, server
-        self._source, self._pool = source, pool
+        self._source, self.pool = source, pool
         self.stamp = _stamp(source.catalog, model)
         """Tells whether a saved context is one of this model."""
 
@@ -64,7 +64,7 @@ class ServedModel(Closing):
         for module in self.model.modules():
             if hasattr(module, "localmoe"):
                 del module.localmoe  # it looks into the slots
-        self._pool.close()
+        self.pool.close()
         self._source.close()
 
 

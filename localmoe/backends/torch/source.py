@@ -66,9 +66,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(folder, config, weights, dtype)
 
 
-def find_experts(
-    checkpoint: Checkpoint, model: PreTrainedModel, stripped: Stripped
-) -> TorchSource:
+def find_experts(checkpoint: Checkpoint, model: PreTrainedModel, stripped: Stripped) -> TorchSource:
     """Find the experts of a model in its checkpoint, and open the files. Raises ModelError."""
     weights = checkpoint.weights
     sources = find_sources(model, weights, stripped.shapes, checkpoint.dtype)
