@@ -53,7 +53,7 @@ def stock(path: Path, dtype: torch.dtype, implementation: Implementation) -> Pre
     model = _class_of(config.architectures[0], config).from_pretrained(
         path, config=config, dtype=dtype, **options
     )
-    return model.eval()  # type: ignore[no-any-return]
+    return model.eval()
 
 
 def _config_of(path: Path) -> Any:

@@ -25,7 +25,7 @@ def tiny_config(model_type: str) -> PretrainedConfig:
         part = getattr(default, name, None)
         if part is not None:
             parts[name] = _filled(type(part), INPUT_SIZES, own).to_dict()
-    return whole(**parts, **shape.wrapper)  # type: ignore[no-any-return]
+    return whole(**parts, **shape.wrapper)
 
 
 def _filled(wanted: Any, sizes: Mapping[str, object], own: Mapping[str, object]) -> Any:

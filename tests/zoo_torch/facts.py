@@ -53,8 +53,8 @@ def facts() -> Mapping[str, Facts]:
 
 
 def _tables(page: str) -> Iterator[dict[str, list[str]]]:
-    """Yield the cells of each table's rows by their first cell, without code marks."""
-    for table in re.findall(r"(?:^\|.*\n)+", page, flags=re.MULTILINE):
+    """Yield the cells of both tables of types, a row by its type, without code marks."""
+    for table in re.findall(r"^\| type .*\n(?:\|.*\n)+", page, flags=re.MULTILINE):
         lines = [line.strip("|").split("|") for line in table.splitlines()[2:]]
         cells = [[cell.strip().replace("`", "") for cell in line] for line in lines]
         yield {first: rest for first, *rest in cells}

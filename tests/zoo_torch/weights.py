@@ -34,4 +34,5 @@ def randomize(model: nn.Module, n_experts: int, gains: Mapping[str, float], seed
 def _scaled(noise: Tensor, weight: Tensor) -> Tensor:
     if weight.squeeze().ndim < 2:
         return weight.float() + _VECTOR_NOISE * noise
-    return noise * weight.shape[-1] ** -0.5
+    scaled: Tensor = noise * weight.shape[-1] ** -0.5
+    return scaled

@@ -165,7 +165,7 @@ def _targets(
     target, pattern = rename_source_key(name, *rules, model.base_model_prefix, names)
     if target not in names and name in names:
         target, pattern = rename_source_key(name, [], [], model.base_model_prefix, names)
-    targets = by_pattern[pattern].target_patterns if pattern else ()
+    targets: Sequence[str] = by_pattern[pattern].target_patterns if pattern else ()
     if len(targets) < 2:
         yield target, pattern
         return

@@ -101,8 +101,8 @@ def _rows_of(index: Tensor) -> dict[int, Rows]:
     n_tokens = len(index)
     by_rank = index.t().reshape(-1)  # as transformers orders the rows of an expert
     order = torch.argsort(by_rank, stable=True)
-    experts, counts = torch.unique_consecutive(by_rank[order], return_counts=True)  # type: ignore[no-untyped-call]
-    places = torch.split(order, counts.tolist())  # type: ignore[no-untyped-call]
+    experts, counts = torch.unique_consecutive(by_rank[order], return_counts=True)
+    places = torch.split(order, counts.tolist())
     return {
         expert: Rows(place % n_tokens, place // n_tokens)
         for expert, place in zip(experts.tolist(), places, strict=True)

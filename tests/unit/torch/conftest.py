@@ -1,4 +1,4 @@
-"""One thread for torch: many small tensors, and cores that are shared with other tests."""
+"""One thread for torch: for many small matrices more of them only wait for each other."""
 
 from __future__ import annotations
 
