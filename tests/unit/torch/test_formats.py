@@ -184,6 +184,17 @@ def test_other_sizes_of_groups() -> None:
         assert_same_bits(found, wanted.flatten(1))
 
 
+@pytest.mark.parametrize("scale_dtype", [torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("format_name", ["int4-g32-asymmetric", "int4-channel"])
+def test_scales_of_other_types(format_name: str, scale_dtype: torch.dtype) -> None:
+    columns = 256 if "g32" in format_name else 251
+    tensors = stored(format_name, 40, columns)
+    scale = LINEAR.replace("weight", "weight_scale")
+    tensors[scale] = torch.rand(tensors[scale].shape).to(scale_dtype)
+    for dtype in COMPUTE_DTYPES:
+        assert_decodes(format_name, tensors, dtype)
+
+
 def in_a_slot(tensor: torch.Tensor) -> torch.Tensor:
     """Return it inside of a block of bytes, 4 bytes off every larger boundary."""
     nbytes = tensor.numel() * tensor.element_size()

@@ -76,7 +76,7 @@ def finish(values: torch.Tensor, out: torch.Tensor, rounded: torch.dtype | None)
         rounded = out.dtype
     elif rounded == out.dtype:
         rounded = None
-    if rounded is None:
+    if rounded is None or rounded == values.dtype:
         out.copy_(values)
     else:
         out.copy_(area(tuple(values.shape), rounded, values.device).copy_(values))
