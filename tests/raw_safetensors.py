@@ -1,10 +1,17 @@
-"""Writes safetensors files byte by byte, also such as no writer makes."""
+"""Writes safetensors files byte by byte, also such as no writer makes, and sees them refused."""
 
 from __future__ import annotations
 
 import json
 import struct
+import tracemalloc
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+from localmoe.errors import ModelError, ModelFormatError
+from localmoe.weights.safetensors import read_tensors
 
 ENTRIES: Mapping[str, object] = {
     "__metadata__": {"format": "pt"},
@@ -34,3 +41,26 @@ def row(*places: Sequence[int]) -> dict[str, object]:
         f"t{i}": {"dtype": "U8", "shape": [max(0, end - begin)], "data_offsets": [begin, end]}
         for i, (begin, end) in enumerate(places)
     }
+
+
+def refuse(
+    path: Path,
+    data: bytes | None,
+    message: str,
+    kind: type[ModelError] = ModelFormatError,
+    most_nbytes: int = 4 << 20,
+) -> None:
+    """Expect that a file is refused, with this in the message, holding hardly any memory."""
+    if path.is_dir():
+        path = path / "model.safetensors"
+    if data is not None:
+        path.write_bytes(data)
+    tracemalloc.start()
+    try:
+        with pytest.raises(kind, match=message) as error:
+            read_tensors(path)
+    finally:
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert str(path.parent) in str(error.value)
+    assert peak < most_nbytes
