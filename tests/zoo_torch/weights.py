@@ -15,9 +15,9 @@ _VECTOR_NOISE = 0.05
 def randomize(model: nn.Module, n_experts: int, gains: Mapping[str, float], seed: int) -> None:
     """Give every weight that is saved a new value, the same for the same seed and any dtype.
 
-    Matrices keep the scale of what goes through them. Vectors (norms, biases, decays) stay near what
-    the model's own initialization says: some of them must not change their sign. Tables of experts
-    by token get experts. `gains` are factors for the weights whose name has such a part.
+    Matrices keep the scale of what goes through them. Vectors (norms, biases, decays) stay near
+    what the model's own initialization says: some of them must not change their sign. Tables of
+    experts by token get experts. `gains` are factors for the weights whose name has such a part.
     """
     generator = torch.Generator().manual_seed(seed)
     tables = {f"{name}.weight" for name, m in model.named_modules() if isinstance(m, nn.Embedding)}
@@ -34,4 +34,4 @@ def randomize(model: nn.Module, n_experts: int, gains: Mapping[str, float], seed
 def _scaled(noise: Tensor, weight: Tensor) -> Tensor:
     if weight.squeeze().ndim < 2:
         return weight.float() + _VECTOR_NOISE * noise
-    return noise * weight.shape[-1] ** -0.5
+    return noise / math.sqrt(weight.shape[-1])

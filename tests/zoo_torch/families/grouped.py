@@ -10,9 +10,7 @@ _WINDOWS = ["sliding_attention", "full_attention", "sliding_attention"]
 _DENSE_FIRST = ["dense", "sparse", "sparse"]
 
 TYPES: dict[str, Shape] = {
-    "afmoe": Shape(
-        {"num_hidden_layers": 4, "global_attn_every_n_layers": 2, "mup_enabled": True}
-    ),
+    "afmoe": Shape({"num_hidden_layers": 4, "global_attn_every_n_layers": 2, "mup_enabled": True}),
     "aria_text": Shape(_NARROW),
     "beam": Shape({"layer_types": _WINDOWS, "mlp_layer_types": _DENSE_FIRST}),
     "cohere2_moe": Shape({**_NARROW, "num_hidden_layers": 4, "logit_scale": 1.0}),

@@ -79,9 +79,7 @@ TYPES: dict[str, Shape] = {
     "qwen3_vl_moe": Shape(
         architecture="Qwen3VLMoeForConditionalGeneration", text_type="qwen3_vl_moe_text"
     ),
-    "qwen4_exp": Shape(
-        architecture="Qwen4ExpForConditionalGeneration", text_type="qwen4_exp_text"
-    ),
+    "qwen4_exp": Shape(architecture="Qwen4ExpForConditionalGeneration", text_type="qwen4_exp_text"),
     "step3p7": Shape(
         {
             **_DENSE_FIRST,
