@@ -21,7 +21,10 @@ def randomize(model: nn.Module, n_experts: int, gains: Mapping[str, float], seed
     """
     generator = torch.Generator().manual_seed(seed)
     tables = {f"{name}.weight" for name, m in model.named_modules() if isinstance(m, nn.Embedding)}
+    computed = {name for name, _ in model.named_buffers() if "bias" not in name}
     for name, weight in model.state_dict().items():
+        if weight.is_floating_point() and name in computed:  # masks and decays
+            continue
         if not weight.is_floating_point():
             weight.random_(n_experts, generator=generator)
             continue
