@@ -25,10 +25,15 @@ def tiny_config(model_type: str) -> PretrainedConfig:
         part = getattr(default, name, None)
         if part is not None:
             parts[name] = _filled(type(part), INPUT_SIZES, own).to_dict()
-    return whole(**parts, **shape.wrapper)
+    config: PretrainedConfig = whole(**parts, **shape.wrapper)
+    return config
 
 
-def _filled(wanted: Any, sizes: Mapping[str, object], own: Mapping[str, object]) -> Any:
+def _filled(
+    wanted: Any, sizes: Mapping[str, object], own: Mapping[str, object]
+) -> PretrainedConfig:
     """Return a configuration with `own` fields, and of `sizes` those that the class has."""
     fields = wanted().to_dict()
-    return wanted(**{**{k: v for k, v in sizes.items() if k in fields}, **own})
+    common = {name: value for name, value in sizes.items() if name in fields}
+    config: PretrainedConfig = wanted(**{**common, **own})
+    return config

@@ -27,6 +27,8 @@ def logits_behind_crop(
     model(whole[:, 1:read], past_key_values=cache, use_cache=True)
     if detour:
         cache.crop(n_kept - read)
-    for token in torch.split(whole[:, n_kept:], 1, dim=1):
-        logits: Tensor = model(token, past_key_values=cache, use_cache=True).logits[0, -1]
+    for n in range(n_kept, len(tokens)):
+        logits: Tensor = model(whole[:, n : n + 1], past_key_values=cache, use_cache=True).logits[
+            0, -1
+        ]
     return logits

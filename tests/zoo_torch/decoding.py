@@ -15,7 +15,9 @@ def logits_of(model: nn.Module, tokens: list[int], n_decoded: int, chunk: int = 
     The prompt goes in as one step, or in steps of `chunk` tokens; then one greedy token at a time,
     all with the model's own cache.
     """
-    steps = list(torch.split(torch.tensor([tokens]), chunk or len(tokens), dim=1))
+    longest = chunk or len(tokens)
+    sizes = [min(longest, len(tokens) - n) for n in range(0, len(tokens), longest)]
+    steps = torch.tensor([tokens]).split_with_sizes(sizes, dim=1)
     cache: Any = None
     rows: list[Tensor] = []
     for n in range(len(steps) + n_decoded):

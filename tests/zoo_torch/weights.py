@@ -15,13 +15,16 @@ _VECTOR_NOISE = 0.05
 def randomize(model: nn.Module, n_experts: int, gains: Mapping[str, float], seed: int) -> None:
     """Give every weight that is saved a new value, the same for the same seed and any dtype.
 
-    Matrices keep the scale of what goes through them. Vectors (norms, biases, decays) stay near what
-    the model's own initialization says: some of them must not change their sign. Tables of experts
-    by token get experts. `gains` are factors for the weights whose name has such a part.
+    Matrices keep the scale of what goes through them. Vectors (norms, biases, decays) stay near
+    what the model's own initialization says: some of them must not change their sign. Tables of
+    experts by token get experts. `gains` are factors for the weights whose name has such a part.
     """
     generator = torch.Generator().manual_seed(seed)
     tables = {f"{name}.weight" for name, m in model.named_modules() if isinstance(m, nn.Embedding)}
+    computed = {name for name, _ in model.named_buffers() if "bias" not in name}
     for name, weight in model.state_dict().items():
+        if weight.is_floating_point() and name in computed:  # masks and decays
+            continue
         if not weight.is_floating_point():
             weight.random_(n_experts, generator=generator)
             continue
@@ -34,5 +37,4 @@ def randomize(model: nn.Module, n_experts: int, gains: Mapping[str, float], seed
 def _scaled(noise: Tensor, weight: Tensor) -> Tensor:
     if weight.squeeze().ndim < 2:
         return weight.float() + _VECTOR_NOISE * noise
-    scaled: Tensor = noise * weight.shape[-1] ** -0.5
-    return scaled
+    return noise / math.sqrt(weight.shape[-1])

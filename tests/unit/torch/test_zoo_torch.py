@@ -130,7 +130,8 @@ def test_tokens_spread_over_experts(model_type: str, model_of: Models) -> None:
     choices = routing(model_of(model_type), facts, TOKENS)
     assert choices
     for path, ids in choices.items():
-        assert len(ids.unique()) >= zoo_torch.EXPERTS // 2, path
+        used = ids[ids < zoo_torch.EXPERTS]  # longcat_flash has further ids, without weights
+        assert len(used.unique()) >= zoo_torch.EXPERTS // 2, path
         assert len(ids.unique(dim=0)) > 3, path
 
 
@@ -151,7 +152,7 @@ def test_a_zeroed_expert_shows(model_type: str, model_of: Models) -> None:
     model, facts = model_of(model_type), zoo_torch.facts()[model_type]
     whole = prefill(model)
     for path, ids in routing(model, facts, TOKENS).items():
-        used = int(ids.flatten().mode().values)
+        used = int(ids[ids < zoo_torch.EXPERTS].mode().values)
         weight: Any = model.get_submodule(path).get_parameter("down_proj")
         before = weight[used].clone()
         with torch.no_grad():

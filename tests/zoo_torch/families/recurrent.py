@@ -89,7 +89,6 @@ TYPES: dict[str, Shape] = {
         }
     ),
     "zaya": Shape(
-        {"num_experts_per_tok": 1, "router_hidden_size": 64},
-        gains={"router_mlp.fc": 3.0, "router_mlp.out": 3.0},
+        {"num_experts_per_tok": 1, "router_hidden_size": 64}, gains={"router_mlp.out_proj": 5.0}
     ),
 }
