@@ -25,6 +25,9 @@ from localmoe.weights.catalog import Catalog, ExpertKey
 _OUTPUT_NBYTES = 256 << 20
 """All logits of a step are computed at once: steps are cut so that they take no more."""
 
+STARTS_OVER = frozenset({"jamba"})
+"""transformers forgets what came before where these are given several tokens at once."""
+
 
 class TorchEngine(Closing):
     """Implements `backends.base.Engine`. Made by `backends.torch.load`."""
@@ -197,12 +200,18 @@ class TorchEngine(Closing):
     def _chunks(self, tokens: list[int], logits: Logits) -> Iterator[tuple[list[int], int]]:
         """Cut tokens into steps, each with how many of its last tokens' logits are wanted."""
         length = self._plan.prefill_chunk_tokens
+        if self.architecture in STARTS_OVER and self.position:
+            length = 1
         if logits == "all":
             length = min(length, max(1, _OUTPUT_NBYTES // (4 * self._tokenizer.n_vocab)))
-        for start in range(0, len(tokens), length):
+        start = 0
+        while start < len(tokens):
             chunk = tokens[start : start + length]
-            is_last = start + length >= len(tokens)
+            start += len(chunk)
+            is_last = start == len(tokens)
             yield chunk, len(chunk) if logits == "all" else int(logits == "last" and is_last)
+            if self.architecture in STARTS_OVER:
+                length = 1
 
     def _step(self, served: ServedModel, chunk: list[int], wanted: int, out: FloatArray) -> int:
         """Compute one step; write the logits asked for to the start of `out`, return how many."""

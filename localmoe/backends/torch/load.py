@@ -30,8 +30,10 @@ from localmoe.backends.torch.slot_weights import (
 from localmoe.backends.torch.source import Checkpoint, TorchSource, find_experts, open_checkpoint
 from localmoe.backends.torch.stripped import Stripped
 from localmoe.backends.torch.tokenizer import TorchTokenizer
+from localmoe.cache.bounce import BOUNCE_NBYTES, buffers_needed
 from localmoe.cache.expert_cache import ExpertCache
 from localmoe.cache.policy_table import POLICIES
+from localmoe.cache.profile import Profile
 from localmoe.cache.slots import SlotPool, share_slots, slots_nbytes
 from localmoe.errors import BudgetError, SettingsError, UnsupportedModelError
 from localmoe.planning.budget import SlotPlan, plan_fixed_slots, plan_memory
@@ -113,6 +115,8 @@ class _Assembly:
         if progress:
             progress("loading weights", 1, 1)
         served = ServedModel(model, planned.source, pool, server)
+        folder = self._settings.profile_dir
+        served.warm_up(Profile(folder, planned.source.catalog) if folder else None)
         return TorchEngine(served, tokenizer, planned.slot_plan.plan, generation.sampling)
 
     def _plan(self, model: PreTrainedModel, stripped: Stripped) -> None:
@@ -128,11 +132,13 @@ class _Assembly:
         longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         context = min(settings.context_tokens, longest or settings.context_tokens)
         extra = source.resident_nbytes - source.catalog.resident_nbytes
+        workers = settings.read_workers
+        bounced = buffers_needed(source.catalog.layers, workers) * BOUNCE_NBYTES
         request = Request(
             catalog=source.catalog,
             classes=source.slot_classes,
             footprints=self._footprints(model, stripped, context),
-            base_bytes=held_memory_bytes() + extra,
+            base_bytes=held_memory_bytes() + extra + bounced,
             context_tokens=context,
             threads=settings.n_threads,
         )

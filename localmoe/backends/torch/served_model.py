@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
@@ -13,6 +14,7 @@ from transformers import DynamicCache, PreTrainedModel
 from localmoe.backends.torch.server import ExpertServer
 from localmoe.backends.torch.source import TorchSource
 from localmoe.cache.expert_cache import ExpertCache
+from localmoe.cache.profile import Profile
 from localmoe.cache.slots import SlotPool
 from localmoe.closing import Closing
 from localmoe.weights.catalog import Catalog
@@ -26,6 +28,7 @@ class ServedModel(Closing):
     ) -> None:
         self.model, self.server = model, server
         self._source, self.pool = source, pool
+        self._profile: Profile | None = None
         self.stamp = _stamp(source.catalog, model)
         """Tells whether a saved context is one of this model."""
 
@@ -38,6 +41,19 @@ class ServedModel(Closing):
     def cache(self) -> ExpertCache:
         """The expert cache."""
         return self.server.cache
+
+    def warm_up(self, profile: Profile | None) -> None:
+        """Read experts into free slots while nobody asks: all, or those of earlier runs.
+
+        What this run uses is added to the profile when it ends.
+        """
+        self._profile = profile
+        counts = zip(self.pool.limits, self.pool.classes, strict=True)
+        if all(limit >= each.n_experts for limit, each in counts):
+            rates = {m.layer: np.ones(m.n_experts) for m in self.catalog.layers}
+            self.cache.warm_up(rates)
+        elif profile:
+            self.cache.warm_up(profile.read())
 
     def step(self, tokens: Sequence[int], cache: DynamicCache, wanted: int) -> Tensor:
         """Append tokens to a context; return the last `wanted` logits, float32 [wanted, V].
@@ -60,6 +76,8 @@ class ServedModel(Closing):
 
     def close(self) -> None:
         """Free everything."""
+        if self._profile:
+            self._profile.add(self.cache.uses())
         self.server.cache.close()
         for module in self.model.modules():
             if hasattr(module, "localmoe"):
