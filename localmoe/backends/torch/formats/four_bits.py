@@ -70,8 +70,8 @@ class Fp4(Format):
 
     `divides` says which, for a third tensor. The product is made in F32 and rounded to BF16 first
     if `to_bfloat16`, as compressed-tensors does. `transposed` is how gpt-oss is computed with: the
-    stored matrix has a row for every column of the decoded one. Decoding
-    is faster into a transposed view, whose memory has the rows of the stored matrix.
+    stored matrix has a row for every column of the decoded one. Decoding is faster into a view that
+    is transposed, whose memory has the rows of the stored matrix.
     """
 
     grid: Grid

@@ -33,7 +33,7 @@ class Fp8(Format):
             while begin < end:
                 last = self.grid.row_block(begin, end)
                 size = (last - begin, columns)
-                # torch's own conversion from E4M3 takes 20 times as long.
+                # torch's own conversion from E4M3 takes many times as long.
                 bits = area(size, torch.int16, out.device).copy_(codes[begin:last])
                 bits.bitwise_left_shift_(SHIFT).bitwise_and_(MASK)
                 values = area(size, torch.float32, out.device).copy_(bits.view(torch.float16))
