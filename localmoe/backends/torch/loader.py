@@ -11,9 +11,9 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.integrations.moe import ExpertsInterface
 from transformers.utils import logging
 
-from localmoe.backends.torch.checkpoint import LazyWeights
 from localmoe.backends.torch.quantizer import NAME, OnModel, ServedConfig
 from localmoe.backends.torch.weight import DTYPES, Weight
+from localmoe.backends.torch.weight_reads import LazyWeight
 from localmoe.errors import LocalMoeError, ModelFormatError, UnsupportedModelError
 
 
@@ -38,15 +38,17 @@ def load_resident(
     Raises LocalMoeError.
     """
     names = {dtype: name for name, dtype in DTYPES.items()}
+    state = {name: LazyWeight(weight, names[weight.dtype]) for name, weight in weights.items()}
     with _quietly():
         try:
             model, info = model_class(config).from_pretrained(
                 None,
                 config=config,
-                state_dict=dict(LazyWeights(weights, names)),
+                state_dict=state,
                 dtype=dtype,
                 quantization_config=ServedConfig(on_model),
                 experts_implementation=NAME,
+                ignore_mismatched_sizes=True,  # they are refused below, by name
                 output_loading_info=True,
             )
         except LocalMoeError:
@@ -88,8 +90,11 @@ def _check(model: PreTrainedModel, info: Mapping[str, Any]) -> None:
             f"the checkpoint lacks {len(missing)} of the weights that the model has, such as "
             f"{missing[0]}: it is not whole, or config.json is of another model"
         )
-    if wrong := sorted(info.get("mismatched_keys") or ()):
-        raise ModelFormatError(f"the checkpoint's {wrong[0]} has another shape than the model's")
+    if wrong := sorted(info["mismatched_keys"]):
+        raise ModelFormatError(
+            f"the checkpoint's {wrong[0][0]} has another shape than config.json says "
+            f"({len(wrong)} of the weights have)"
+        )
     left = [n for n, t in (*model.named_parameters(), *model.named_buffers()) if t.is_meta]
     if left:
         raise UnsupportedModelError(

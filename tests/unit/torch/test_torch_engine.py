@@ -229,7 +229,7 @@ def edited(folder: Path, tmp_path: Path, **values: Any) -> Path:
     [
         ({"model_type": "no_such_model"}, UnsupportedModelError, "no_such_model"),
         ({"num_experts": 9, "num_local_experts": 9}, ModelFormatError, "8 tensors"),
-        ({"moe_intermediate_size": 48}, ModelFormatError, "config.json is of another model"),
+        ({"moe_intermediate_size": 40}, ModelFormatError, "config.json is of another model"),
         ({"vocab_size": 640}, ModelFormatError, "shape"),
         ({"num_hidden_layers": 9}, ModelFormatError, "no tensors for"),
         ({"hidden_size": "wide"}, UnsupportedModelError, "cannot use"),

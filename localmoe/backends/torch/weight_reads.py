@@ -1,9 +1,8 @@
-"""A checkpoint that is open: its weights by name, and reads of those that stay in memory."""
+"""Reads of the weights that stay in memory, when they are asked for."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -64,20 +63,3 @@ class LazyWeight:
     def get_shape(self) -> list[int]:
         """Return the shape."""
         return list(self._weight.shape)
-
-
-class LazyWeights(Mapping[str, LazyWeight]):
-    """A state dict that holds nothing."""
-
-    def __init__(self, weights: Mapping[str, Weight], names: Mapping[torch.dtype, str]) -> None:
-        self._weights, self._names = weights, names
-
-    def __getitem__(self, name: str) -> LazyWeight:
-        weight = self._weights[name]
-        return LazyWeight(weight, self._names[weight.dtype])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._weights)
-
-    def __len__(self) -> int:
-        return len(self._weights)
