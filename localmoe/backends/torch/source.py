@@ -59,10 +59,11 @@ class TorchSource:
 def open_checkpoint(path: Path) -> Checkpoint:
     """Read the headers and the configuration. Raises ModelError."""
     folder = path if path.is_dir() else path.parent
+    tensors = read_tensors(path)
     config = read_config(folder)
     said = getattr(config.config, "dtype", None)
     dtype = said if isinstance(said, torch.dtype) else torch.bfloat16
-    weights = find_weights(read_tensors(path), config.quantization, dtype)
+    weights = find_weights(tensors, config.quantization, dtype)
     return Checkpoint(folder, config, weights, dtype)
 
 
