@@ -4,6 +4,9 @@
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# Tests mostly wait for one core each. Engines in them use all cores: more than two of them at once
+# would be in each other's way.
+WORKERS := 2
 PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
 
 # Typed text reaches the program as it is: `value` keeps make from expanding a dollar sign, and the
@@ -23,7 +26,7 @@ help:
 	@echo '         MODEL=x.gguf    run this model instead'
 	@echo '         MEMORY=3GiB     in this much memory, all together'
 	@echo 'make bench               decode speed: MODEL and MEMORY as above'
-	@echo 'make test                all tests (ARGS="-k name" picks some)'
+	@echo 'make test                all tests (ARGS="-k name" picks some, WORKERS=0 runs one by one)'
 	@echo 'make check               ruff and mypy --strict'
 	@echo 'make format              let ruff format the sources'
 	@echo 'make clean               remove .venv and the caches of the tools'
@@ -45,7 +48,7 @@ bench: $(READY)
 	exec $(BIN)/localmoe bench decode "$$@"
 
 test: $(READY)
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 check: $(READY)
 	@$(BIN)/ruff check .
