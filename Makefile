@@ -4,8 +4,8 @@
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-# Tests mostly wait for one core each. Engines in them use all cores: more than two of them at once
-# would be in each other's way.
+# Engines in tests use all cores, more than two at once would be in each other's way; threads that
+# wait for others must not spin meanwhile.
 WORKERS := 2
 PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
 
@@ -48,7 +48,7 @@ bench: $(READY)
 	exec $(BIN)/localmoe bench decode "$$@"
 
 test: $(READY)
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
+	@GOMP_SPINCOUNT=0 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 check: $(READY)
 	@$(BIN)/ruff check .
