@@ -15,7 +15,7 @@ from localmoe.backends.llama.skeleton import Skeleton
 from localmoe.settings import Settings
 from localmoe.weights.shards import read_shards
 
-BUDGET = 1 << 30
+BUDGET = 8 << 30  # what this process holds by now counts, too
 
 
 def model_nbytes(path: Path) -> int:

@@ -21,11 +21,12 @@ from localmoe.backends.llama.sharing import CoreSharing
 from localmoe.backends.llama.source import ModelSource
 from localmoe.backends.llama.streaming import Streaming
 from localmoe.backends.llama.tokenizer import LlamaTokenizer
+from localmoe.backends.token_check import check_tokens
 from localmoe.cache.expert_cache import ExpertCache
 from localmoe.cache.slots import SlotPool
 from localmoe.cache.stats import CacheStats, ExpertWatch
 from localmoe.closing import Closing
-from localmoe.errors import ContextFullError, EngineError, InterruptedDecodeError
+from localmoe.errors import EngineError, InterruptedDecodeError
 from localmoe.planning.plan import MemoryPlan
 from localmoe.weights.catalog import Catalog, ExpertKey
 
@@ -128,7 +129,7 @@ class LlamaEngine(Closing):
     def decode(self, tokens: list[int], logits: Logits = "last") -> FloatArray:
         """Append tokens and return logits, float32 [n, V]; see `Engine.decode`."""
         self._check_open()
-        self._check_tokens(tokens)
+        check_tokens(self, tokens)
         start, began = self.position, time.perf_counter()
         n_rows = {"last": 1, "all": len(tokens), "none": 0}[logits]
         # One array for all steps: the rows of many tokens are too large to be held twice.
@@ -259,18 +260,6 @@ class LlamaEngine(Closing):
     def _check_open(self) -> None:
         if not self._context:
             raise EngineError("the engine is closed: load the model again")
-
-    def _check_tokens(self, tokens: list[int]) -> None:
-        if not tokens:
-            raise EngineError("decode needs at least one token")
-        if min(tokens) < 0 or max(tokens) >= self._tokenizer.n_vocab:
-            raise EngineError(f"token ids must lie in 0 to {self._tokenizer.n_vocab - 1}")
-        room = self._plan.context_tokens - self.position
-        if len(tokens) > room:
-            raise ContextFullError(
-                f"{len(tokens)} tokens do not fit: the context has {self._plan.context_tokens} "
-                f"and {room} are free. Use a larger --context, or start over."
-            )
 
     def _chunks(self, tokens: list[int], logits: Logits) -> Iterator[tuple[list[int], list[bool]]]:
         """Cut tokens into steps, with a flag per token that says whether its logits are wanted."""

@@ -10,6 +10,7 @@ import numpy as np
 
 from localmoe.backends.base import FloatArray, Logits, Stats
 from localmoe.backends.interrupts import DeferredInterrupt
+from localmoe.backends.token_check import check_tokens
 from localmoe.backends.torch import state
 from localmoe.backends.torch.kv_cache import KvCache
 from localmoe.backends.torch.served_model import ServedModel
@@ -18,7 +19,7 @@ from localmoe.cache.expert_cache import ExpertCache
 from localmoe.cache.slots import SlotPool
 from localmoe.cache.stats import ExpertWatch
 from localmoe.closing import Closing
-from localmoe.errors import ContextFullError, EngineError, InterruptedDecodeError, LocalMoeError
+from localmoe.errors import EngineError, InterruptedDecodeError, LocalMoeError
 from localmoe.planning.plan import MemoryPlan
 from localmoe.weights.catalog import Catalog, ExpertKey
 
@@ -104,7 +105,7 @@ class TorchEngine(Closing):
     def decode(self, tokens: list[int], logits: Logits = "last") -> FloatArray:
         """Append tokens and return logits, float32 [n, V]; see `Engine.decode`."""
         served = self._open()
-        self._check_tokens(tokens)
+        check_tokens(self, tokens)
         start, began = self.position, time.perf_counter()
         n_rows = {"last": 1, "all": len(tokens), "none": 0}[logits]
         result, done = np.empty((n_rows, self._tokenizer.n_vocab), np.float32), 0
@@ -184,18 +185,6 @@ class TorchEngine(Closing):
         if self._served is None:
             raise EngineError("the engine is closed: load the model again")
         return self._served
-
-    def _check_tokens(self, tokens: list[int]) -> None:
-        if not tokens:
-            raise EngineError("decode needs at least one token")
-        if min(tokens) < 0 or max(tokens) >= self._tokenizer.n_vocab:
-            raise EngineError(f"token ids must lie in 0 to {self._tokenizer.n_vocab - 1}")
-        room = self._plan.context_tokens - self.position
-        if len(tokens) > room:
-            raise ContextFullError(
-                f"{len(tokens)} tokens do not fit: the context has {self._plan.context_tokens} "
-                f"and {room} are free. Use a larger --context, or start over."
-            )
 
     def _chunks(self, tokens: list[int], logits: Logits) -> Iterator[tuple[list[int], int]]:
         """Cut tokens into steps, each with how many of its last tokens' logits are wanted."""
