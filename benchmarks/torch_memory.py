@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
 
-from manifest import HERE, REPOSITORY, SCRATCH, Answer, entry_state, options, record
+from manifest import REPOSITORY, SCRATCH, Answer, bench_decode, entry_state, options, record
 
 SIZES = {
     "vocab_size": 4096,
@@ -63,20 +62,18 @@ BUDGETS_MIB = (640, 800, 1100)
 """The last one holds all experts."""
 
 
-def child(*arguments: str, limit_mib: int | None = None) -> tuple[str, str]:
-    """Run Python, under a hard limit if one is given; return what it prints."""
-    box = [str(HERE / "membox"), str(limit_mib)] if limit_mib else []
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+def child(*arguments: str) -> str:
+    """Run Python; return what it prints."""
     done = subprocess.run(
-        [*box, sys.executable, *arguments],
+        [sys.executable, *arguments],
         capture_output=True,
         text=True,
         check=False,
-        env=environment,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
     )
     if done.returncode:
         raise SystemExit(f"exit {done.returncode}: {done.stderr[-2000:]}")
-    return done.stdout, done.stderr
+    return done.stdout
 
 
 def checkpoint() -> Path:
@@ -90,15 +87,13 @@ def checkpoint() -> Path:
 
 def in_budget(folder: Path, mib: int) -> Answer:
     """Decode in a budget, under a limit as large where this runs as root."""
-    arguments = ("--memory", f"{mib}MiB", "--prompt-tokens", "48", "--tokens", "64", "--json")
+    arguments = ("--memory", f"{mib}MiB", "--prompt-tokens", "48", "--tokens", "64")
     limit = mib if os.geteuid() == 0 else None
-    out, err = child("-m", "localmoe", "bench", "decode", str(folder), *arguments, limit_mib=limit)
-    answer: Answer = json.loads(out)
-    peak = re.search(r"membox: peak (\d+) MiB", err)
+    answer = bench_decode(folder, *arguments, limit_mib=limit)
     kept = ("tokens_per_second", "hit_rate", "slots", "peak_rss_bytes", "logits_sha256")
     return {
         "budget_mib": mib,
-        "group_peak_mib": int(peak[1]) if peak else None,
+        "group_peak_mib": answer.get("group_peak_mib"),
         **{name: answer[name] for name in kept},
     }
 
@@ -109,7 +104,7 @@ def main() -> None:
     entry = entry_state()
     folder = checkpoint()
     nbytes = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    loads = [json.loads(child("-c", LOAD, str(folder))[0]) for _ in range(given.rounds)]
+    loads = [json.loads(child("-c", LOAD, str(folder))) for _ in range(given.rounds)]
     for load in loads:
         print(
             f"loaded {nbytes >> 20} MiB in {load['seconds']:.2f} s, {load['rss_bytes'] >> 20} MiB"

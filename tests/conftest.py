@@ -40,6 +40,20 @@ def demo_model_path(pytestconfig: pytest.Config) -> Path:
     return demo_model(pytestconfig.cache.mkdir("demo-model"))
 
 
+# --- torch ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def one_torch_thread() -> Iterator[None]:
+    """Have torch compute in one thread: for many small matrices more only wait for each other."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 # --- Ctrl-C ---------------------------------------------------------------------------------------
 
 

@@ -4,9 +4,26 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Self
+
+
+@contextmanager
+def whole_or_undone(stop: Callable[[], None], undo: Callable[[], object]) -> Iterator[None]:
+    """Have what this lasts for done to its end, or undone: after any error, Ctrl-C included.
+
+    `stop` is what Ctrl-C calls meanwhile; KeyboardInterrupt is raised when all is undone.
+    """
+    with DeferredInterrupt(stop) as interrupt:
+        try:
+            yield
+            interrupt.check()
+        except BaseException:
+            undo()
+            interrupt.check()
+            raise
 
 
 class DeferredInterrupt:

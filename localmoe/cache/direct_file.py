@@ -7,7 +7,7 @@ import ctypes
 import mmap
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from localmoe.cache.bounce import Bounce
 from localmoe.cache.memory import HostMemory, round_up
@@ -112,6 +112,14 @@ class DirectFile:
             first = offset - offset % mmap.PAGESIZE  # the kernel keeps pages named in part only
             length = round_up(offset + nbytes, mmap.PAGESIZE) - first
             os.posix_fadvise(self._fd, first, length, os.POSIX_FADV_DONTNEED)
+
+
+def open_files(paths: Iterable[str]) -> dict[str, DirectFile]:
+    """Open files, all of them or none. Raises ModelNotFoundError."""
+    with contextlib.ExitStack() as undo:
+        files = {path: undo.enter_context(contextlib.closing(DirectFile(path))) for path in paths}
+        undo.pop_all()
+    return files
 
 
 def pieces(extent: Extent, start: int, block: int, longest_nbytes: int) -> list[tuple[Extent, int]]:

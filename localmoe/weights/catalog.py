@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -154,6 +155,14 @@ class Catalog:
     def expert_nbytes(self) -> int:
         """Bytes of all routed experts of all layers."""
         return sum(part.nbytes for layer in self.layers for part in layer.parts)
+
+    def resident_digest(self, kind: bytes) -> bytes:
+        """Return a SHA-256 of `kind` and of where every resident tensor lies."""
+        digest = hashlib.sha256(kind)
+        for tensor in self.resident:
+            line = f"{tensor.name} {tensor.extent.offset} {tensor.extent.nbytes}\n"
+            digest.update(line.encode())
+        return digest.digest()
 
     @property
     def n_experts_total(self) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,19 +19,12 @@ from zoo_torch.formats import FORMATS, PLAIN, quantization_config, store
 from zoo_torch.references import reference
 from zoo_torch.weights import randomize
 
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 PROMPT = [(31 * place + 3) % 128 for place in range(16)]
 WIDE = {"hidden_size": 256, "moe_intermediate_size": 128, "head_dim": 32}
 RAGGED = {"hidden_size": 320, "moe_intermediate_size": 192, "head_dim": 16}
 CASES = [(each, WIDE) for each in FORMATS if each not in (*PLAIN, "mxfp4")]
 CASES += [("fp8-block", RAGGED), ("fp8-block-ue8m0", RAGGED)]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def write_plain(folder: Path, model_type: str, **sizes: int) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from localmoe.backends.torch.load import load
 from localmoe.errors import ModelError
 from localmoe.settings import Settings
 
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 PROMPT = [(31 * place + 3) % 128 for place in range(16)]
 N_DECODED = 3
 REFUSED = {
@@ -29,14 +30,6 @@ CLOSE = {("llama4", torch.float32), ("llama4_text", torch.float32)}
 CASES = [(each, torch.bfloat16) for each in TYPES]
 CASES += [(each, torch.float32) for each in (*IN_FLOAT32, "llama4_text")]
 Checkpoint = Callable[[str, torch.dtype], Path]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from localmoe.backends.base import FloatArray, Logits, Stats
-from localmoe.backends.interrupts import DeferredInterrupt
+from localmoe.backends.interrupts import whole_or_undone
 from localmoe.backends.llama import log, state
 from localmoe.backends.llama.bindings import L
 from localmoe.backends.llama.compiled import Counts, Exchange
@@ -139,19 +139,14 @@ class LlamaEngine(Closing):
             self._share_cores()
         if self._streaming:
             self._streaming.prepare(min(len(tokens), self._plan.prefill_chunk_tokens))
-        with DeferredInterrupt(self.interrupt) as interrupt:
-            try:
+        try:
+            with whole_or_undone(self.interrupt, lambda: self.truncate(start)):
                 for chunk, flags in self._chunks(tokens, logits):
                     if self._interrupted:
                         raise InterruptedDecodeError("the decode was interrupted")
                     done += self._step(chunk, flags, result[done:])
-                interrupt.check()
-            except BaseException:
-                self.truncate(start)
-                interrupt.check()
-                raise
-            finally:
-                self._seconds += time.perf_counter() - began
+        finally:
+            self._seconds += time.perf_counter() - began
         self._decoded += len(tokens)
         return result
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from localmoe.cache.direct_file import DirectFile
+from localmoe.cache.direct_file import DirectFile, open_files
 from localmoe.cache.mirrors import MirroredFile, check_copy, mirror_paths
 from localmoe.cache.slots import SlotClass, slot_classes
 from localmoe.errors import SettingsError
@@ -67,10 +67,8 @@ def open_source(
     check_token_tables(headers, catalog)
     if experts_used is not None:
         catalog = _with_experts_used(catalog, experts_used)
-    files: dict[str, DirectFile] = {}
+    files = open_files(catalog.paths)
     try:
-        for name in catalog.paths:
-            files[name] = DirectFile(name)
         if mirrors:
             _mirror(files, headers, mirrors)
     except BaseException:

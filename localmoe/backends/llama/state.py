@@ -32,10 +32,8 @@ _KV_TYPES: tuple[KvType, ...] = ("f16", "q8_0", "q4_0")
 
 def model_stamp(catalog: Catalog, kv_type: KvType) -> list[int]:
     """Return what stands before the tokens of a state: the model's layout, the cache's type."""
-    digest = hashlib.sha256(_VERSION + catalog.architecture.encode())
-    for tensor in catalog.resident:
-        digest.update(f"{tensor.name} {tensor.extent.offset} {tensor.extent.nbytes}\n".encode())
-    words = np.frombuffer(digest.digest()[:16], np.int32)
+    digest = catalog.resident_digest(_VERSION + catalog.architecture.encode())
+    words = np.frombuffer(digest[:16], np.int32)
     return [*(int(word) for word in words), _KV_TYPES.index(kv_type)]
 
 

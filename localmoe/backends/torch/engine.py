@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from localmoe.backends.base import FloatArray, Logits, Stats
-from localmoe.backends.interrupts import DeferredInterrupt
+from localmoe.backends.interrupts import whole_or_undone
 from localmoe.backends.token_check import check_tokens
 from localmoe.backends.torch import state
 from localmoe.backends.torch.kv_cache import KvCache
@@ -44,7 +44,6 @@ class TorchEngine(Closing):
         self._tokenizer, self._plan = tokenizer, plan
         self._defaults = generation_defaults
         self._kv = KvCache(served.model.config)
-        self._tokens: list[int] = []
         self._decoded, self._seconds = 0, 0.0
         self.load_seconds = 0.0
         """See `Engine.load_seconds`."""
@@ -95,7 +94,7 @@ class TorchEngine(Closing):
     @property
     def position(self) -> int:
         """Number of tokens in the context."""
-        return len(self._tokens)
+        return self._kv.position
 
     @property
     def can_rewind(self) -> bool:
@@ -110,19 +109,14 @@ class TorchEngine(Closing):
         n_rows = {"last": 1, "all": len(tokens), "none": 0}[logits]
         result, done = np.empty((n_rows, self._tokenizer.n_vocab), np.float32), 0
         served.server.interrupted = False
-        with DeferredInterrupt(self.interrupt) as interrupt:
-            try:
+        try:
+            with whole_or_undone(self.interrupt, lambda: self._kv.rollback(start)):
                 for chunk, wanted in self._chunks(tokens, logits):
                     if served.server.interrupted:
                         raise InterruptedDecodeError("the decode was interrupted")
                     done += self._step(served, chunk, wanted, result[done:])
-                interrupt.check()
-            except BaseException:
-                del self._tokens[self._kv.rollback(start) :]
-                interrupt.check()
-                raise
-            finally:
-                self._seconds += time.perf_counter() - began
+        finally:
+            self._seconds += time.perf_counter() - began
         self._decoded += len(tokens)
         return result
 
@@ -143,20 +137,18 @@ class TorchEngine(Closing):
     def truncate(self, n: int) -> int:
         """Keep the first n tokens; return the new position, smaller if it cannot rewind to n."""
         self._open()
-        del self._tokens[self._kv.truncate(max(0, n)) :]
-        return self.position
+        return self._kv.truncate(max(0, n))
 
     def save(self, path: Path) -> None:
         """Write the context's state; see `Engine.save`. Raises EngineError."""
-        state.write(self._kv, self._tokens, path, self._open().stamp)
+        state.write(self._kv, path, self._open().stamp)
 
     def restore(self, path: Path) -> None:
         """Read back a state; see `Engine.restore`. Raises EngineError."""
         served = self._open()
         config, room = served.model.config, self._plan.context_tokens
         cache, tokens = state.read(path, config, served.stamp, room)
-        self._kv.replace(cache, len(tokens))
-        self._tokens = tokens
+        self._kv.replace(cache, tokens)
 
     def stats(self) -> Stats:
         """Return a snapshot of the counters."""
@@ -177,8 +169,7 @@ class TorchEngine(Closing):
         if self._served is None:
             return
         served, self._served = self._served, None
-        self._kv = KvCache(served.model.config)
-        self._tokenizer.close()
+        self._kv.free()
         served.close()
 
     def _open(self) -> ServedModel:
@@ -189,18 +180,16 @@ class TorchEngine(Closing):
     def _chunks(self, tokens: list[int], logits: Logits) -> Iterator[tuple[list[int], int]]:
         """Cut tokens into steps, each with how many of its last tokens' logits are wanted."""
         length = self._plan.prefill_chunk_tokens
-        if self.architecture in STARTS_OVER and self.position:
-            length = 1
+        starts_over = self.architecture in STARTS_OVER
         if logits == "all":
             length = min(length, max(1, _OUTPUT_NBYTES // (4 * self._tokenizer.n_vocab)))
         start = 0
         while start < len(tokens):
-            chunk = tokens[start : start + length]
+            # Steps are taken one after the other: the position is that of what was read before.
+            chunk = tokens[start : start + (1 if starts_over and self.position else length)]
             start += len(chunk)
             is_last = start == len(tokens)
             yield chunk, len(chunk) if logits == "all" else int(logits == "last" and is_last)
-            if self.architecture in STARTS_OVER:
-                length = 1
 
     def _step(self, served: ServedModel, chunk: list[int], wanted: int, out: FloatArray) -> int:
         """Compute one step; write the logits asked for to the start of `out`, return how many."""
@@ -212,6 +201,5 @@ class TorchEngine(Closing):
             raise EngineError(f"torch could not compute this step: {error}") from error
         if wanted:
             out[:wanted] = found.numpy()
-        self._tokens.extend(chunk)
-        self._kv.position = self.position
+        self._kv.tokens.extend(chunk)
         return wanted

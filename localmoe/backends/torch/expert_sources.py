@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -54,27 +56,29 @@ class ExpertSource:
             weight.is_plain and weight.dtype == self.dtype for weight in self.weights[0]
         )
 
+    @cached_property
+    def first(self) -> tuple[Weight, ...]:
+        """What the first expert is made of; the others are alike."""
+        if not self.is_stacked:
+            return self.weights[0]
+        return tuple(weight.share(self.n_experts) for weight in self.weights[0])
+
     @property
     def expert_nbytes(self) -> int:
         """Bytes of one expert in the checkpoint."""
-        share = self.n_experts if self.is_stacked else 1
-        return sum(weight.nbytes for weight in self.weights[0]) // share
+        return sum(weight.nbytes for weight in self.first)
 
     def extents(self, expert: int) -> list[Extent]:
         """Return where an expert's bytes lie, in order."""
         if not self.is_stacked:
             return [stored.extent for w in self.weights[expert] for stored in w.stored]
-        return [
-            _slice(stored.extent, expert, self.n_experts)
-            for weight in self.weights[0]
-            for stored in weight.stored
-        ]
+        found = [stored.extent for weight in self.first for stored in weight.stored]
+        return [one._replace(offset=one.offset + expert * one.nbytes) for one in found]
 
     def decode(self, raw: Tensor, out: Tensor) -> None:
         """Turn an expert's bytes, uint8, into its parameter."""
         start, pieces = 0, []
-        for weight in self.weights[0]:
-            one = weight.share(self.n_experts) if self.is_stacked else weight
+        for one in self.first:
             pieces.append((one, raw[start : start + one.nbytes]))
             start += one.nbytes
         if self.converter is not None:
@@ -222,23 +226,9 @@ def _check(source: ExpertSource) -> None:
                 f"{source.target} is quantized and stored in another order than it is used"
             )
         return
-    count = sum(w.n_numbers for w in source.weights[0]) // (
-        source.n_experts if source.is_stacked else 1
-    )
-    if count != _product(source.shape):
+    count, wanted = sum(w.n_numbers for w in source.first), math.prod(source.shape)
+    if count != wanted:
         raise ModelFormatError(
             f"{source.weights[0][0].name} and what goes with it hold {count} numbers per expert, "
-            f"and {source.target} has {_product(source.shape)}: config.json is of another model"
+            f"and {source.target} has {wanted}: config.json is of another model"
         )
-
-
-def _product(shape: Sequence[int]) -> int:
-    count = 1
-    for length in shape:
-        count *= length
-    return count
-
-
-def _slice(extent: Extent, expert: int, n_experts: int) -> Extent:
-    nbytes = extent.nbytes // n_experts
-    return Extent(extent.path, extent.offset + expert * nbytes, nbytes)

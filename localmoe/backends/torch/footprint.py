@@ -49,8 +49,9 @@ def footprints(
         most = _peak_bytes(model, cache, chunks[0])
     # Everything that a step makes has a row for each of its tokens.
     per_token = max(most - least, 0) / max(chunks[0] - 1, 1)
+    kv_bytes = _kv_bytes(cache)
     return tuple(
-        Footprint(chunk, _kv_bytes(cache), int(least + per_token * (chunk - 1))) for chunk in chunks
+        Footprint(chunk, kv_bytes, int(least + per_token * (chunk - 1))) for chunk in chunks
     )
 
 

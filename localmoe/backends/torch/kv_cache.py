@@ -12,13 +12,18 @@ _MARKS = 2
 
 
 class KvCache:
-    """The cache of one stream of tokens. `position` is how many it has seen."""
+    """The cache of one stream of tokens; `tokens` are those that it has seen."""
 
     def __init__(self, config: PretrainedConfig) -> None:
         self._config = config
         self.cache = DynamicCache(config=config)
-        self.position = 0
+        self.tokens: list[int] = []
         self._marks: dict[int, list[Any]] = {}
+
+    @property
+    def position(self) -> int:
+        """How many tokens it has seen."""
+        return len(self.tokens)
 
     @property
     def can_rewind(self) -> bool:
@@ -49,13 +54,17 @@ class KvCache:
             self.cache = DynamicCache(config=self._config)
         else:
             self._cut(n)
-        self.position = n
+        del self.tokens[n:]
         return n
 
-    def replace(self, cache: DynamicCache, position: int) -> None:
+    def replace(self, cache: DynamicCache, tokens: list[int]) -> None:
         """Take another cache in place of this one; marks are forgotten."""
-        self.cache, self.position = cache, position
+        self.cache, self.tokens = cache, tokens
         self._marks.clear()
+
+    def free(self) -> None:
+        """Let all memory go."""
+        self.replace(DynamicCache(config=self._config), self.tokens)
 
     def _cut(self, n: int) -> None:
         kept = self._marks.get(n) or [None] * len(self.cache.layers)

@@ -11,8 +11,9 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.integrations.moe import ExpertsInterface
 from transformers.utils import logging
 
+from localmoe.backends.torch.formats import DTYPES
 from localmoe.backends.torch.quantizer import NAME, OnModel, ServedConfig
-from localmoe.backends.torch.weight import DTYPES, Weight
+from localmoe.backends.torch.weight import Weight
 from localmoe.backends.torch.weight_reads import LazyWeight
 from localmoe.errors import LocalMoeError, ModelFormatError, UnsupportedModelError
 

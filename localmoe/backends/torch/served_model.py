@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,7 +28,8 @@ class ServedModel(Closing):
         self.model, self.server = model, server
         self._source, self.pool = source, pool
         self._profile: Profile | None = None
-        self.stamp = _stamp(source.catalog, model)
+        kind = f"{source.catalog.architecture} {model.dtype}\n".encode()
+        self.stamp = source.catalog.resident_digest(kind).hex()
         """Tells whether a saved context is one of this model."""
 
     @property
@@ -84,10 +84,3 @@ class ServedModel(Closing):
                 del module.localmoe  # it looks into the slots
         self.pool.close()
         self._source.close()
-
-
-def _stamp(catalog: Catalog, model: PreTrainedModel) -> str:
-    digest = hashlib.sha256(f"{catalog.architecture} {model.dtype}\n".encode())
-    for tensor in catalog.resident:
-        digest.update(f"{tensor.name} {tensor.extent.offset} {tensor.extent.nbytes}\n".encode())
-    return digest.hexdigest()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from localmoe.backends.torch.model_config import ModelConfig, read_config
 from localmoe.backends.torch.stripped import ExpertModule, Stripped
 from localmoe.backends.torch.weight import Weight
 from localmoe.backends.torch.weights import find_weights
-from localmoe.cache.direct_file import DirectFile
+from localmoe.cache.direct_file import DirectFile, open_files
 from localmoe.cache.slots import SlotClass, slot_classes
 from localmoe.weights.catalog import Catalog, MoeLayer, ResidentTensor, ScatteredPart
 from localmoe.weights.safetensors import read_tensors
@@ -40,7 +41,7 @@ class TorchSource:
     resident: Mapping[str, Weight]
     files: Mapping[str, DirectFile]
 
-    @property
+    @cached_property
     def slot_classes(self) -> tuple[SlotClass, ...]:
         """The size classes of the experts, laid out for direct reads."""
         return slot_classes(self.catalog.layers, max(file.block for file in self.files.values()))
@@ -80,15 +81,7 @@ def find_experts(checkpoint: Checkpoint, model: PreTrainedModel, stripped: Strip
     )
     paths = sorted({t.extent.path for w in weights.values() for t in w.stored})
     catalog = Catalog(str(model.config.model_type), tuple(paths), tensors, layers)
-    files: dict[str, DirectFile] = {}
-    try:
-        for name in paths:
-            files[name] = DirectFile(name)
-    except BaseException:
-        for file in files.values():
-            file.close()
-        raise
-    return TorchSource(catalog, sources, resident, files)
+    return TorchSource(catalog, sources, resident, open_files(paths))
 
 
 def _layer(one: ExpertModule, sources: Mapping[str, ExpertSource], used: int) -> MoeLayer:

@@ -21,9 +21,9 @@ _DIGEST_NBYTES = 32
 _PLAIN = (bool, int, float, str, type(None))
 
 
-def write(kv: KvCache, tokens: list[int], path: Path, stamp: str) -> None:
+def write(kv: KvCache, path: Path, stamp: str) -> None:
     """Write a context, whole or not at all. Raises EngineError."""
-    tensors: dict[str, Tensor] = {"tokens": torch.tensor(tokens, dtype=torch.int64)}
+    tensors: dict[str, Tensor] = {"tokens": torch.tensor(kv.tokens, dtype=torch.int64)}
     layers = [
         _packed(vars(layer), f"{place}", tensors) for place, layer in enumerate(kv.cache.layers)
     ]

@@ -94,9 +94,6 @@ class TorchTokenizer:
         """Whether generation ends with this token."""
         return token in self._ends
 
-    def close(self) -> None:
-        """Nothing is held."""
-
     def _find_byte_level(self) -> bool:
         """Whether pieces are written in characters that stand for bytes, as GPT-2's are."""
         backend = getattr(self._tokenizer, "backend_tokenizer", None)

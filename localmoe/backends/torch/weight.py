@@ -8,25 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from localmoe.backends.torch.formats import Format
+from localmoe.backends.torch.formats import DTYPES, Format
 from localmoe.weights.safetensors import StoredTensor
-
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "F8_E8M0": torch.float8_e8m0fnu,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-"""torch's names for the types of safetensors that models are made of."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +40,7 @@ class Weight:
         return math.prod(self.shape)
 
     def share(self, n: int) -> Weight:
-        """Return what one of `n` experts has of a weight in which all of them are stacked."""
+        """Return what the first of `n` experts has of a weight in which all of them are stacked."""
         stored = tuple(
             replace(
                 tensor,
@@ -88,7 +71,7 @@ class Weight:
             part = raw[start : start + stored.extent.nbytes]
             start += stored.extent.nbytes
             dtype = DTYPES[stored.dtype]
-            if (part.storage_offset() * part.element_size() + part.data_ptr()) % dtype.itemsize:
+            if part.storage_offset() % dtype.itemsize:
                 part = part.clone()  # torch has no view of another type at an odd place
             found.append(part.view(dtype).view(stored.shape))
         return found

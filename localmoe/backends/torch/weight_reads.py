@@ -22,7 +22,7 @@ def read_weight(weight: Weight) -> Tensor:
         _read(stored.extent, raw[start : start + stored.extent.nbytes])
         start += stored.extent.nbytes
     if weight.is_plain:
-        return raw.view(torch.uint8).view(weight.dtype).view(weight.shape)
+        return raw.view(weight.dtype).view(weight.shape)
     return weight.decoded(raw, weight.dtype)
 
 

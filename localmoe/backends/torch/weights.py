@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from localmoe.backends.torch.formats import format_of
-from localmoe.backends.torch.weight import DTYPES, Weight
+from localmoe.backends.torch.formats import DTYPES, format_of
+from localmoe.backends.torch.weight import Weight
 from localmoe.errors import ModelFormatError, UnsupportedModelError
 from localmoe.weights.safetensors import StoredTensor
 

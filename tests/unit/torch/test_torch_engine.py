@@ -18,6 +18,7 @@ import zoo_torch
 from localmoe.backends.torch import footprint
 from localmoe.backends.torch.engine import TorchEngine
 from localmoe.backends.torch.load import load
+from localmoe.backends.torch.weight import Weight
 from localmoe.cache.direct_file import DirectFile
 from localmoe.errors import (
     BudgetError,
@@ -32,6 +33,8 @@ from localmoe.errors import (
     UnsupportedModelError,
 )
 from localmoe.settings import Settings
+from localmoe.weights.catalog import Extent
+from localmoe.weights.safetensors import StoredTensor
 
 GROWING, WINDOWED, RECURRENT = "qwen3_moe", "afmoe", "qwen3_next"
 TOKENS = [(17 * place + 5) % 300 for place in range(48)]
@@ -300,3 +303,13 @@ def test_used_experts_are_remembered(folders: dict[str, Path], tmp_path: Path) -
     with load(folders[GROWING], settings) as engine:
         engine.decode(TOKENS[:6])
     assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("place", range(9))
+def test_a_weight_may_lie_at_any_byte(place: int) -> None:
+    values = torch.tensor([1.5, -2.0, 0.25], dtype=torch.bfloat16)
+    stored = StoredTensor("w", "BF16", (3,), Extent("f", 0, 6))
+    memory = torch.zeros(32, dtype=torch.uint8)
+    memory[place : place + 6] = values.view(torch.uint8)
+    weight = Weight("w", (stored,), (3,), torch.bfloat16)
+    assert torch.equal(weight.decoded(memory[place : place + 6], torch.float32), values.float())

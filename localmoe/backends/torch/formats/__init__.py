@@ -9,7 +9,7 @@ Each format is told, byte by byte, in docs/formats.md.
 
 from __future__ import annotations
 
-from localmoe.backends.torch.formats.format import Format, Stored, StoredTensor
+from localmoe.backends.torch.formats.format import DTYPES, Format, Stored, StoredTensor
 from localmoe.backends.torch.formats.recognition import format_of
 
-__all__ = ["Format", "Stored", "StoredTensor", "format_of"]
+__all__ = ["DTYPES", "Format", "Stored", "StoredTensor", "format_of"]

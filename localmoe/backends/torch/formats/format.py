@@ -10,16 +10,22 @@ from typing import Protocol
 
 import torch
 
-# By the names that safetensors headers use.
 DTYPES = {
-    "BF16": torch.bfloat16,
-    "F16": torch.float16,
+    "F64": torch.float64,
     "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
     "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
     "F8_E8M0": torch.float8_e8m0fnu,
-    "U8": torch.uint8,
+    "I64": torch.int64,
     "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
 }
+"""torch's types by the names that safetensors headers use, of all that models are made of."""
 COMPUTE_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
