@@ -33,6 +33,10 @@ class Shape:
     bias: torch.dtype | None = None
     is_transposed: bool = False
 
+    def __str__(self) -> str:
+        words = [self.format_name, f"{self.pieces}x{self.rows}x{self.columns}", str(self.dtype)]
+        return "-".join(words + ["bias"] * (self.bias is not None) + ["T"] * self.is_transposed)
+
 
 @dataclass(frozen=True)
 class SlottedPart:
@@ -77,9 +81,7 @@ def make_part(shape: Shape, slots: int = 3, seed: int = 0) -> SlottedPart:
     return SlottedPart(shape, sources, Place(START, stride, slots), memory)
 
 
-def _expert(
-    shape: Shape, generator: torch.Generator
-) -> tuple[tuple[ExpertSource, ...], Tensor]:
+def _expert(shape: Shape, generator: torch.Generator) -> tuple[tuple[ExpertSource, ...], Tensor]:
     weights, raw = [], []
     for piece in range(shape.pieces):
         weight, tensors = _weight(f"experts.0.w{piece}.weight", shape, generator)

@@ -26,9 +26,7 @@ class PackedKernel:
     def __init__(self, layout: Layout, place: Place) -> None:
         self._layout, self._place = layout, place
         self._dtype = DTYPES[layout.dtype]
-        self._launch: Any = (
-            products.multiply_plain if layout.is_plain else products.multiply_coded
-        )
+        self._launch: Any = products.multiply_plain if layout.is_plain else products.multiply_coded
         self.out_rows, self.columns = layout.out_rows, layout.columns
 
     def multiply(self, memory: Tensor, x: Tensor, slots: Tensor, rows: Tensor) -> Tensor:
@@ -43,15 +41,14 @@ class PackedKernel:
         out = torch.empty((len(slots), self.out_rows), dtype=self._dtype, device=x.device)
         if not len(slots):
             return out
-        x = _aligned(x.contiguous())
         layout, place = self._layout, self._place
         grid = (layout.row_tiles * layout.pieces, len(slots))
         with torch.cuda.device_of(memory):
             self._launch[grid](
                 memory[place.start :],
                 place.stride,
-                (slots.contiguous(), rows.contiguous()),
-                x,
+                (_aligned(slots), _aligned(rows)),
+                _aligned(x),
                 out,
                 layout,
                 num_warps=_WARPS,
@@ -81,6 +78,7 @@ class PackedKernel:
             )
 
 
-def _aligned(x: Tensor) -> Tensor:
-    """Return it at a place of which the compiled kernel is the same, and so the sums."""
-    return x if x.data_ptr() % SLOT_ALIGNMENT_NBYTES == 0 else x.clone()
+def _aligned(tensor: Tensor) -> Tensor:
+    """Return it where a kernel is compiled for: for another place it would be compiled anew."""
+    tensor = tensor.contiguous()
+    return tensor if tensor.data_ptr() % SLOT_ALIGNMENT_NBYTES == 0 else tensor.clone()

@@ -31,8 +31,7 @@ def multiply_plain(memory, stride, pairs, x, out, LAYOUT: tl.constexpr):
     [T, columns], `out` [P, rows of all pieces].
     """
     slot, base, row, pair, inputs = places(memory, stride, pairs, x, LAYOUT)
-    ALIGNMENT: tl.constexpr = LAYOUT.codes.alignment
-    base = tl.multiple_of(base + LAYOUT.codes.start, ALIGNMENT)
+    base += LAYOUT.codes.start
     ROWS: tl.constexpr = LAYOUT.tile.rows
     COLUMNS: tl.constexpr = LAYOUT.tile.columns
     total = tl.zeros((ROWS, COLUMNS), tl.float32)
@@ -42,7 +41,7 @@ def multiply_plain(memory, stride, pairs, x, out, LAYOUT: tl.constexpr):
         down, across = row.to(tl.int64) * LAYOUT.strides[0], column.to(tl.int64) * LAYOUT.strides[1]
         mask = (row < LAYOUT.rows)[:, None] & is_there[None, :]
         offsets = down[:, None] + across[None, :]
-        weights = load_floats(base, offsets, mask, LAYOUT.codes.dtype, ALIGNMENT)
+        weights = load_floats(base, offsets, mask, LAYOUT.codes.dtype, LAYOUT.codes.alignment)
         vector = load_floats(inputs, column, is_there, LAYOUT.dtype, LAYOUT.input_alignment)
         if LAYOUT.codes.dtype != LAYOUT.dtype:
             weights = rounded(weights, LAYOUT.dtype)
@@ -54,8 +53,7 @@ def multiply_plain(memory, stride, pairs, x, out, LAYOUT: tl.constexpr):
 def multiply_coded(memory, stride, pairs, x, out, LAYOUT: tl.constexpr):
     """Multiply matrices of codes with scales. Arguments are those of `multiply_plain`."""
     slot, base, row, pair, inputs = places(memory, stride, pairs, x, LAYOUT)
-    ALIGNMENT: tl.constexpr = LAYOUT.codes.alignment
-    codes = tl.multiple_of(base + LAYOUT.codes.start, ALIGNMENT)
+    codes = base + LAYOUT.codes.start
     row_read = tl.minimum(row, LAYOUT.rows - 1)
     row_start = row_read.to(tl.int64) * LAYOUT.strides[0]
     ROWS: tl.constexpr = LAYOUT.tile.rows
@@ -100,16 +98,13 @@ def places(memory, stride, pairs, x, LAYOUT: tl.constexpr):
     base = slot + (tile // LAYOUT.row_tiles).to(tl.int64) * LAYOUT.piece_nbytes
     row = (tile % LAYOUT.row_tiles) * LAYOUT.tile.rows + tl.arange(0, LAYOUT.tile.rows)
     inputs = x + tl.load(pairs[1] + pair).to(tl.int64) * LAYOUT.columns
-    ALIGNMENT: tl.constexpr = LAYOUT.input_alignment
-    inputs = tl.multiple_of(inputs.to(tl.pointer_type(tl.uint8)), ALIGNMENT)
-    return slot, base, row, pair, inputs
+    return slot, base, row, pair, inputs.to(tl.pointer_type(tl.uint8))
 
 
 @triton.jit
 def scales_of(base, row, unit, LAYOUT: tl.constexpr):
     """Return the scale of each row and unit of columns, [rows, units, 1]."""
-    ALIGNMENT: tl.constexpr = LAYOUT.scales.region.alignment
-    start = tl.multiple_of(base + LAYOUT.scales.region.start, ALIGNMENT)
+    start = base + LAYOUT.scales.region.start
     block = unit * LAYOUT.tile.unit // LAYOUT.scales.columns
     first = (row // LAYOUT.scales.rows).to(tl.int64) * LAYOUT.scales.per_row
     offsets = first[:, None] + block[None, :]
@@ -144,7 +139,7 @@ def zeros_of(base, row, unit, LAYOUT: tl.constexpr):
         is_there = (unit * LAYOUT.tile.unit < LAYOUT.columns)[None, :]
         offsets = word * 4 + (row % 8 // 2)[:, None]
         packed = tl.load(base + LAYOUT.zeros.start + offsets, mask=is_there, other=0)
-        code = (packed.to(tl.uint32) >> (row % 2 * 4).to(tl.uint32)[:, None])
+        code = packed.to(tl.uint32) >> (row % 2 * 4).to(tl.uint32)[:, None]
         zeros = int4_values(code)
     return zeros[:, :, None]
 
