@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 
-from localmoe.cache.bounce import buffers_needed
 from localmoe.cache.compiled import CompiledExperts
-from localmoe.cache.direct_file import DirectFile
 from localmoe.cache.lease import Lease
 from localmoe.cache.occupancy import Occupancy
-from localmoe.cache.placement import Placement
 from localmoe.cache.policies import Lru, MakePolicy, UseRates, Uses
-from localmoe.cache.reader import Load, Reader
-from localmoe.cache.slots import SlotPool
+from localmoe.cache.reader import Load
+from localmoe.cache.slots import SlotLayout
 from localmoe.cache.stats import CacheStats
+from localmoe.cache.supply import FileSupply, Supply
 from localmoe.cache.sweep import Sweep
 from localmoe.cache.warm_start import WarmStart, hottest
 from localmoe.errors import BudgetError
@@ -28,16 +26,15 @@ _LEAST_LENT = 8
 class ExpertCache:
     """Experts in slots, global over all layers of a size class.
 
-    Used by one thread; the reads run in others. `maxsize` and `currsize` count experts.
+    Used by one thread; reads run in others. The cache closes its supply. `maxsize` and `currsize` count experts.
     """
 
     def __init__(
         self,
         layers: Iterable[MoeLayer],
-        pool: SlotPool,
-        files: Mapping[str, DirectFile],
+        pool: SlotLayout,
+        supply: Supply,
         *,
-        workers: int = 4,
         policy: MakePolicy = Lru,
         library: Library | None = None,
     ) -> None:
@@ -45,9 +42,8 @@ class ExpertCache:
         layers = tuple(layers)
         self._layers = {layer.layer: layer for layer in layers}
         self._pool = pool
-        self._placement = Placement(layers, pool, max(file.block for file in files.values()))
-        self._reader = Reader(files, pool.memory, workers, buffers_needed(layers, workers))
-        self._warm = WarmStart(self._placement.jobs, self._reader.read)
+        self._supply, self._placement = supply, supply.placement
+        self._warm = WarmStart(self._placement.jobs, supply.read)
         o = self.occupancy = Occupancy(layers, pool, policy)
         self._keys, self._slot_of, self._free = o.keys, o.slot_of, o.free
         self._policies, self._counters = o.policies, o.counters
@@ -56,8 +52,8 @@ class ExpertCache:
         self._pins: dict[ExpertKey, int] = {}
         self._settle = [policy.settle for policy in self._policies]
         evicts = [policy.keeps_order for policy in self._policies]
-        args = (layers, self._placement, files, self.settle, evicts)
-        self.compiled = CompiledExperts.make(library, *args)
+        read = supply if isinstance(supply, FileSupply) else None
+        self.compiled = CompiledExperts.make(library, layers, read, self.settle, evicts)
         """The tables that compiled code serves single tokens from, where it does."""
         o.compiled = self.compiled
 
@@ -79,6 +75,10 @@ class ExpertCache:
     def data_start(self, layer: int, part: int) -> int:
         """Return where in its slot a part's bytes begin."""
         return self._placement.data_start(layer, part)
+
+    def start(self, layer: int, slot: int, part: int) -> int:
+        """Return where the bytes of a part begin for the expert of a layer in this slot."""
+        return self._placement.start(layer, slot, part)
 
     def stats(self) -> CacheStats:
         """Return a snapshot of the counters."""
@@ -214,7 +214,7 @@ class ExpertCache:
         if self.compiled:
             self.compiled.close()
         self._warm.close()
-        self._reader.close()
+        self._supply.close()
 
     def _pin(self, layer: int, keys: Iterable[ExpertKey]) -> Lease:
         """Return a lease of these keys, with the slots of those that have one."""
@@ -241,7 +241,7 @@ class ExpertCache:
             lease.slots[load.key.expert] = load.slot
             self._counters.read_bytes += load.nbytes
         lease.pending.extend(loads)
-        self._reader.submit(self._placement.jobs(loads))
+        self._supply.bring(loads)
 
     def _usable(self, key: ExpertKey) -> bool:
         """Return whether a key is in a slot or coming; a guess that failed is forgotten here."""
@@ -297,7 +297,7 @@ class ExpertCache:
         """Start to read one part of these experts into their slots."""
         nbytes, keys = layer.parts[part].expert_nbytes, self._keys[layer.layer]
         loads = [Load(keys[e], slot, (nbytes,)) for e, slot in slots.items()]
-        self._reader.submit(self._placement.part_jobs(loads, part))
+        self._supply.bring_part(loads, part)
         self._counters.read_bytes += nbytes * len(loads)
         return loads
 

@@ -30,6 +30,7 @@ from localmoe.cli.bench_progress import share_bar
 from localmoe.cli.demo import demo_model_path
 from localmoe.cli.options import (
     Context,
+    Devices,
     Engines,
     ExpertsUsed,
     KvTypeName,
@@ -39,6 +40,7 @@ from localmoe.cli.options import (
     Policies,
     PolicyKind,
     Threads,
+    Vram,
 )
 from localmoe.cli.terminal import dim_line
 from localmoe.settings import Settings
@@ -84,6 +86,8 @@ def decode(  # noqa: PLR0913 (the command line's options are this function's par
     device_seconds: DeviceSeconds = 1.0,
     slots: Slots = None,
     engine: Engines = None,
+    device: Devices = None,
+    vram: Vram = None,
     policy: Policies = PolicyKind.NEXT_USE,
     compiled: Compiled = True,
     experts_used: ExpertsUsed = None,
@@ -101,6 +105,8 @@ def decode(  # noqa: PLR0913 (the command line's options are this function's par
             context_tokens=context,
             kv_type=kv_type.value,
             engine=engine.value if engine else None,
+            device=device.value if device else None,
+            vram_bytes=vram,
             policy=policy.value,
             compiled=compiled,
             threads=threads,

@@ -30,6 +30,13 @@ class EngineKind(StrEnum):
     TORCH = "torch"
 
 
+class DeviceKind(StrEnum):
+    """What `settings.DeviceName` names."""
+
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
 class PolicyKind(StrEnum):
     """What `settings.PolicyName` names."""
 
@@ -150,6 +157,25 @@ Engines = Annotated[
         help="Who computes. Default: llama (llama.cpp) for GGUF files, torch (with transformers) "
         "for safetensors checkpoints.",
         show_default=False,
+    ),
+]
+Devices = Annotated[
+    DeviceKind | None,
+    typer.Option(
+        "--device",
+        help="Where the torch engine computes. Default: the GPU, where torch can use one.",
+        show_default=False,
+    ),
+]
+Vram = Annotated[
+    int | None,
+    typer.Option(
+        "--vram",
+        metavar="SIZE",
+        parser=size_option,
+        envvar="LOCALMOE_VRAM",
+        help="Memory of the GPU for everything together; --memory is then for what stands behind "
+        "it. Default: what is free, less a margin.",
     ),
 ]
 Policies = Annotated[

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from localmoe.cli.options import (
     Context,
+    Devices,
     Engines,
     ExpertsUsed,
     KvTypeName,
@@ -13,6 +14,7 @@ from localmoe.cli.options import (
     Policies,
     PolicyKind,
     Threads,
+    Vram,
 )
 from localmoe.cli.request import read_request
 from localmoe.cli.run_options import (
@@ -38,6 +40,7 @@ from localmoe.cli.run_options import (
     TopP,
     sampling_flags,
 )
+from localmoe.settings import Settings
 
 HELP = """Answer a prompt, or chat.
 
@@ -82,6 +85,8 @@ def run(  # noqa: PLR0913 (the command line's options are this function's parame
     schema: SchemaFile = None,
     grammar: GrammarFile = None,
     engine: Engines = None,
+    device: Devices = None,
+    vram: Vram = None,
     policy: Policies = PolicyKind.NEXT_USE,
     profile: Profile = True,
     experts_used: ExpertsUsed = None,
@@ -90,15 +95,19 @@ def run(  # noqa: PLR0913 (the command line's options are this function's parame
     """Read the request, then load and answer."""
     request = read_request(model, prompt)
     options = RunOptions(
-        memory_bytes=memory,
-        context_tokens=context,
-        kv_type=kv_type.value,
-        engine=engine.value if engine else None,
-        policy=policy.value,
+        settings=Settings(
+            memory_bytes=memory,
+            context_tokens=context,
+            kv_type=kv_type.value,
+            engine=engine.value if engine else None,
+            device=device.value if device else None,
+            vram_bytes=vram,
+            policy=policy.value,
+            threads=threads,
+            experts_used=experts_used,
+            mirrors=tuple(mirror or ()),
+        ),
         profile=profile,
-        threads=threads,
-        experts_used=experts_used,
-        mirrors=tuple(mirror or ()),
         max_tokens=max_tokens,
         sampling=sampling_flags(temperature, top_k, top_p, min_p, seed),
         system=system,
@@ -110,7 +119,7 @@ def run(  # noqa: PLR0913 (the command line's options are this function's parame
     )
     from localmoe.backends.opening import opening
 
-    with opening(request.model, options.engine) as open_it:
+    with opening(request.model, options.settings.engine) as open_it:
         # Engine, template and terminal libraries take their time to import; the child does it, too.
         from localmoe.cli.runner import execute
 

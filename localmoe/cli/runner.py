@@ -86,16 +86,9 @@ def _check(options: RunOptions) -> None:
 def open_engine(model: Path | None, options: RunOptions, open_it: Open) -> Iterator[Engine]:
     """Load the model that the options name, the demonstration model for None, and close it."""
     path = model or demo_model_path()
-    settings = Settings(
-        memory_bytes=options.memory_bytes,
-        context_tokens=options.context_tokens,
-        kv_type=options.kv_type,
-        policy=options.policy,
+    settings = replace(
+        options.settings,
         profile_dir=profile_dir() if options.profile else None,
-        threads=options.threads,
-        experts_used=options.experts_used,
-        mirrors=options.mirrors,
-        engine=options.engine,
         read_workers=read_workers(path),
     )
     with progress_bar() as progress:

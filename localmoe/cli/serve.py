@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from localmoe.cli.model_argument import ModelFile
 from localmoe.cli.options import (
     Context,
+    Devices,
     Engines,
     ExpertsUsed,
     KvTypeName,
@@ -19,6 +20,7 @@ from localmoe.cli.options import (
     Policies,
     PolicyKind,
     Threads,
+    Vram,
 )
 from localmoe.cli.run_options import (
     MaxTokens,
@@ -46,6 +48,7 @@ from localmoe.cli.serve_options import (
     SessionsSize,
 )
 from localmoe.errors import SettingsError
+from localmoe.settings import Settings
 
 if TYPE_CHECKING:
     from localmoe.server.options import ServerOptions
@@ -101,6 +104,8 @@ def serve(  # noqa: PLR0913 (the command line's options are this function's para
     seed: Seed = None,
     threads: Threads = None,
     engine: Engines = None,
+    device: Devices = None,
+    vram: Vram = None,
     policy: Policies = PolicyKind.NEXT_USE,
     profile: Profile = True,
     experts_used: ExpertsUsed = None,
@@ -124,15 +129,19 @@ def serve(  # noqa: PLR0913 (the command line's options are this function's para
         max_sessions=sessions_count,
     )
     options = RunOptions(
-        memory_bytes=memory,
-        context_tokens=context,
-        kv_type=kv_type.value,
-        engine=engine.value if engine else None,
-        policy=policy.value,
+        settings=Settings(
+            memory_bytes=memory,
+            context_tokens=context,
+            kv_type=kv_type.value,
+            engine=engine.value if engine else None,
+            device=device.value if device else None,
+            vram_bytes=vram,
+            policy=policy.value,
+            threads=threads,
+            experts_used=experts_used,
+            mirrors=tuple(mirror or ()),
+        ),
         profile=profile,
-        threads=threads,
-        experts_used=experts_used,
-        mirrors=tuple(mirror or ()),
         max_tokens=max_tokens,
     )
     _execute(model, server, options)
@@ -142,7 +151,7 @@ def _execute(model: Path | None, server: ServerOptions, options: RunOptions) -> 
     """Start the child that plans, and import what takes its time meanwhile."""
     from localmoe.backends.opening import opening
 
-    with opening(model, options.engine) as open_it:
+    with opening(model, options.settings.engine) as open_it:
         from localmoe.cli.serving import execute
 
         execute(model, server, options, open_it)

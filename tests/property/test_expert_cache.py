@@ -37,6 +37,7 @@ from localmoe.cache.lease import Lease
 from localmoe.cache.placement import Placement
 from localmoe.cache.reader import Job, Load
 from localmoe.cache.slots import SlotPool, slot_classes
+from localmoe.cache.supply import FileSupply
 from localmoe.cache.sweep import Sweep
 from localmoe.errors import BudgetError, ExpertReadError
 from localmoe.weights.catalog import ExpertKey
@@ -78,7 +79,8 @@ class Rig:
         self.pool = SlotPool(classes, counts)
         workers = draw.draw(st.integers(1, 3))
         with patch.object(bounce, "BOUNCE_NBYTES", 8192):  # less than the longest parts
-            self.cache = ExpertCache(self.experts.layers, self.pool, self.files, workers=workers)
+            supply = FileSupply(self.experts.layers, self.pool, self.files, workers)
+            self.cache = ExpertCache(self.experts.layers, self.pool, supply)
 
     def choose(self, layer: int, ids: Sequence[int]) -> tuple[int, list[int]]:
         """Make any drawn numbers a layer and experts that exist."""

@@ -23,6 +23,7 @@ from localmoe.backends.llama.tensor_reads import TensorReads
 from localmoe.cache.expert_cache import ExpertCache
 from localmoe.cache.policy_table import POLICIES
 from localmoe.cache.profile import Profile
+from localmoe.cache.supply import FileSupply
 from localmoe.cache.slots import SlotPool, slots_nbytes
 from localmoe.errors import UnsupportedModelError
 from localmoe.native.library import library
@@ -162,8 +163,9 @@ class _Assembly:
             cache = ExpertCache(
                 catalog.layers,
                 pool,
-                self._source.files,
-                workers=self._settings.read_workers,
+                FileSupply(
+                    catalog.layers, pool, self._source.files, self._settings.read_workers
+                ),
                 policy=POLICIES[self._settings.policy],
                 library=compiled,
             )
