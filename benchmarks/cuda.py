@@ -4,9 +4,9 @@
     python benchmarks/cuda.py --tiny --device cpu                 # whether it all runs
 
 Checkpoints of Trinity Large's true shape and as many layers as fit on the disk, in BF16, FP8 and
-INT4, with a quarter, half and all of their experts in the GPU's memory; in BF16 against transformers
-with everything resident, and with accelerate's offloading in as much memory as localmoe has. Each
-is a process of its own. Random weights route evenly: a trained model finds more experts in memory.
+INT4, with a quarter, half and all of their experts in the GPU's memory; in BF16 against
+transformers with everything resident, and with accelerate's offloading in as much memory as
+localmoe has. Each is a process of its own. Random weights route evenly: a trained model finds more experts in memory.
 
 What does not fit into the time that is given is left out, and said so.
 """
@@ -116,7 +116,9 @@ def show(request: Answer, answer: Answer) -> None:
     words = [f"{answer['tokens_per_second']:.2f} tok/s"]
     if "hit_rate" in answer:
         words.append(f"{answer['hit_rate']:.0%} found there")
-        words.append(f"link {answer['link_share']:.0%} of {answer['link_bytes_per_second']:.2e} B/s")
+        words.append(
+            f"link {answer['link_share']:.0%} of {answer['link_bytes_per_second']:.2e} B/s"
+        )
     peak = answer.get("max_memory_allocated_bytes")
     if peak and "planned_bytes" in answer:
         words.append(f"{peak / GB:.2f} of {answer['planned_bytes'] / GB:.2f} GB planned")

@@ -61,28 +61,26 @@ def replay(trace: Trace, kind: str, above: int, below: int, warm: int) -> Counts
     """Count along a trace, from token `warm` on."""
     device, host = Lru(above), Lru(below)
     up = down = read = 0
-    for token, chosen in enumerate(trace.routing):
-        if token == warm:
+    layers, used = trace.routing.shape[1:]
+    for number, expert in enumerate(trace.routing.reshape(-1).tolist()):
+        if number == warm * layers * used:
             up = down = read = 0
-        for layer, experts in enumerate(chosen):
-            for expert in experts:
-                key = layer, int(expert)
-                is_near = device.use(key)
-                if kind == "refreshed" and is_near:
-                    host.use(key)
-                if is_near:
-                    continue
-                up += 1
-                if not host.use(key):
-                    read += 1
-                    if kind != "exclusive":
-                        host.put(key)
-                victim = device.put(key)
-                if kind == "exclusive":
-                    host.pop(key, None)
-                    if victim:
-                        down += 1
-                        host.put(victim)
+        key = number // used % layers, expert
+        if device.use(key):
+            if kind == "refreshed":
+                host.use(key)
+            continue
+        up += 1
+        is_here = host.use(key)
+        read += not is_here
+        victim = device.put(key)
+        if kind == "exclusive":
+            host.pop(key, None)
+            if victim:
+                down += 1
+                host.put(victim)
+        elif not is_here:
+            host.put(key)
     n_tokens = trace.n_tokens - warm
     return Counts(up / n_tokens, down / n_tokens, read / n_tokens)
 

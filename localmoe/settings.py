@@ -72,7 +72,14 @@ class Settings:
         return self.threads or available_threads()
 
     def __post_init__(self) -> None:
-        for name in ("memory_bytes", "vram_bytes", "threads", "prefill_chunk_tokens", "slots", "experts_used"):
+        for name in (
+            "memory_bytes",
+            "vram_bytes",
+            "threads",
+            "prefill_chunk_tokens",
+            "slots",
+            "experts_used",
+        ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise SettingsError(f"{name} must be at least 1, not {value}")

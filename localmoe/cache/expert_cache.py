@@ -26,7 +26,8 @@ _LEAST_LENT = 8
 class ExpertCache:
     """Experts in slots, global over all layers of a size class.
 
-    Used by one thread; reads run in others. The cache closes its supply. `maxsize` and `currsize` count experts.
+    Used by one thread; reads run in others. The cache closes its supply. `maxsize` and
+    `currsize` count experts.
     """
 
     def __init__(

@@ -24,7 +24,15 @@ from zoo_torch.late_device import LateTorchDevice
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 PROMPT = [(31 * place + 3) % 128 for place in range(16)]
-TYPES = ("afmoe", "deepseek_v3", "gpt_oss", "llama4_text", "longcat_flash", "nemotron_h", "qwen3_next")
+TYPES = (
+    "afmoe",
+    "deepseek_v3",
+    "gpt_oss",
+    "llama4_text",
+    "longcat_flash",
+    "nemotron_h",
+    "qwen3_next",
+)
 GIB = 1 << 30
 """No slots are missing because of the budget: tests give their number."""
 

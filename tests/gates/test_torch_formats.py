@@ -16,8 +16,8 @@ import zoo_torch
 from localmoe.backends.torch.load import load
 from localmoe.settings import Settings
 from zoo_torch.configuration import tiny_config
-from zoo_torch.late_device import LateTorchDevice
 from zoo_torch.formats import FORMATS, PLAIN, quantization_config, store
+from zoo_torch.late_device import LateTorchDevice
 from zoo_torch.references import reference
 from zoo_torch.weights import randomize
 

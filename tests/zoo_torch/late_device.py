@@ -19,5 +19,5 @@ class LateTorchDevice(TorchDevice):
 
     def link(self, host: Tensor, memory: Tensor) -> Link:
         """See TorchDevice."""
-        views = memoryview(host.numpy()), memoryview(memory.numpy())
+        views = memoryview(host.numpy().data), memoryview(memory.numpy().data)
         return LateDevice(*views, seed=self._seed, computes_at_once=True)

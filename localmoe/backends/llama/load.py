@@ -23,8 +23,8 @@ from localmoe.backends.llama.tensor_reads import TensorReads
 from localmoe.cache.expert_cache import ExpertCache
 from localmoe.cache.policy_table import POLICIES
 from localmoe.cache.profile import Profile
-from localmoe.cache.supply import FileSupply
 from localmoe.cache.slots import SlotPool, slots_nbytes
+from localmoe.cache.supply import FileSupply
 from localmoe.errors import UnsupportedModelError
 from localmoe.native.library import library
 from localmoe.planning.budget import (
@@ -163,9 +163,7 @@ class _Assembly:
             cache = ExpertCache(
                 catalog.layers,
                 pool,
-                FileSupply(
-                    catalog.layers, pool, self._source.files, self._settings.read_workers
-                ),
+                FileSupply(catalog.layers, pool, self._source.files, self._settings.read_workers),
                 policy=POLICIES[self._settings.policy],
                 library=compiled,
             )

@@ -69,12 +69,18 @@ def _device(settings: Settings) -> TorchDevice | None:
     """Return the GPU that is to be used; None: the processor computes. Raises SettingsError."""
     has_gpu = torch.cuda.is_available()
     if settings.device == "cuda" and not has_gpu:
-        why = "this torch was built without CUDA" if torch.version.cuda is None else "none was found"
-        raise SettingsError(f"--device cuda wants an NVIDIA GPU, and {why}: leave it out, or see "
-                            "what `localmoe doctor` says of the GPU")
+        why = (
+            "this torch was built without CUDA" if torch.version.cuda is None else "none was found"
+        )
+        raise SettingsError(
+            f"--device cuda wants an NVIDIA GPU, and {why}: leave it out, or see "
+            "what `localmoe doctor` says of the GPU"
+        )
     if settings.device == "cpu" or not has_gpu:
         if settings.vram_bytes is not None:
-            raise SettingsError("--vram is for a GPU, and the processor computes here: leave it out")
+            raise SettingsError(
+                "--vram is for a GPU, and the processor computes here: leave it out"
+            )
         return None
     return TorchDevice(torch.device("cuda", torch.cuda.current_device()))
 

@@ -101,9 +101,7 @@ def _plan_near(request: Request, budget_bytes: int, slots: int | None) -> SlotPl
     if found.counts:
         return found
     footprint = next(
-        each
-        for each in request.footprints
-        if each.chunk_tokens == found.plan.prefill_chunk_tokens
+        each for each in request.footprints if each.chunk_tokens == found.plan.prefill_chunk_tokens
     )
     alone = replace(request, footprints=[footprint])
     return plan_shared(alone, budget_bytes, [c.token_demand for c in request.classes])
