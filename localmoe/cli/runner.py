@@ -115,7 +115,8 @@ def read_workers(model: Path) -> int:
     except SettingsError as error:  # they serve speed alone: not worth ending a run
         dim_line(str(error))
         return Settings.read_workers
-    depth = figures.best_depth(PART_NBYTES) if figures else None
+    reads = figures.read_rates if figures else None
+    depth = reads.best_depth(PART_NBYTES) if reads else None
     return min(depth, _MOST_READ_WORKERS) if depth else Settings.read_workers
 
 
@@ -127,9 +128,8 @@ def drive_rate(engine: WatchedEngine) -> float | None:
         figures = find_figures(figures_dir(), Path(catalog.paths[0]))
     except SettingsError:  # told when the engine was opened
         return None
-    return (
-        figures.read_bytes_per_second(catalog.expert_nbytes / parts) if figures and parts else None
-    )
+    reads = figures.read_rates if figures else None
+    return reads.rate(catalog.expert_nbytes / parts) if reads and parts else None
 
 
 def _session(engine: Engine, options: RunOptions) -> ChatSession:
