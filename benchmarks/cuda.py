@@ -6,7 +6,8 @@
 Checkpoints of Trinity Large's true shape and as many layers as fit on the disk, in BF16, FP8 and
 INT4, with a quarter, half and all of their experts in the GPU's memory; in BF16 against
 transformers with everything resident, and with accelerate's offloading in as much memory as
-localmoe has. Each is a process of its own. Random weights route evenly: a trained model finds more experts in memory.
+localmoe has. Each is a process of its own. Random weights route evenly: a trained model finds more
+experts in memory.
 
 What does not fit into the time that is given is left out, and said so.
 """

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from localmoe.planning.read_rates import ReadPoint
 
 from localmoe.planning.figures import Figures, figures_path
+from localmoe.planning.read_rates import ReadPoint
 
 Call = Callable[..., subprocess.CompletedProcess[str]]
 KEPT = Figures(

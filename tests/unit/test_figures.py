@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from localmoe.planning.read_rates import ReadPoint, ReadRates
 
 from localmoe.errors import SettingsError
 from localmoe.planning.figures import (
@@ -19,6 +18,7 @@ from localmoe.planning.figures import (
     find_figures,
     read_figures,
 )
+from localmoe.planning.read_rates import ReadPoint, ReadRates
 
 MEASURED = Figures(
     cpu="A processor",

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from localmoe.planning.read_rates import ReadPoint, ReadRates
 
 from localmoe.errors import SettingsError
 from localmoe.planning.advice import Smaller, advise
@@ -20,6 +19,7 @@ from localmoe.planning.outlook import Situation
 from localmoe.planning.pace import chunk_of, decode_seconds, prefill_seconds
 from localmoe.planning.plan import MemoryPlan
 from localmoe.planning.rates import Rates
+from localmoe.planning.read_rates import ReadPoint, ReadRates
 from localmoe.planning.token_work import TokenWork
 from localmoe.weights.catalog import Catalog, ExpertPart, Extent, MoeLayer, ResidentTensor
 

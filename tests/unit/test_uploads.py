@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -70,7 +70,7 @@ class TwoLevels:
         """Compute with all parts of these experts of a layer, as an engine does."""
         fits = self.cache.fits(layer, ids)
         held = self.cache.acquire(layer, ids) if fits else self.cache.sweep(layer, ids)
-        with held:
+        with closing(held):
             for part in range(len(PARTS)):
                 for group in self._groups(held, part):
                     for expert, slot in group.items():
