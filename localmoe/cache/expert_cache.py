@@ -44,7 +44,7 @@ class ExpertCache:
         self._layers = {layer.layer: layer for layer in layers}
         self._pool = pool
         self._supply, self._placement = supply, supply.placement
-        self._warm = WarmStart(self._placement.jobs, supply.read)
+        self._warm = WarmStart(supply.placement.jobs, supply.read)
         o = self.occupancy = Occupancy(layers, pool, policy)
         self._keys, self._slot_of, self._free = o.keys, o.slot_of, o.free
         self._policies, self._counters = o.policies, o.counters
@@ -53,8 +53,8 @@ class ExpertCache:
         self._pins: dict[ExpertKey, int] = {}
         self._settle = [policy.settle for policy in self._policies]
         evicts = [policy.keeps_order for policy in self._policies]
-        read = supply if isinstance(supply, FileSupply) else None
-        self.compiled = CompiledExperts.make(library, layers, read, self.settle, evicts)
+        files = supply if isinstance(supply, FileSupply) else None
+        self.compiled = CompiledExperts.make(library, layers, files, self.settle, evicts)
         """The tables that compiled code serves single tokens from, where it does."""
         o.compiled = self.compiled
 
@@ -72,10 +72,6 @@ class ExpertCache:
     def __contains__(self, key: ExpertKey) -> bool:
         self.occupancy.note()
         return key in self._slot_of
-
-    def data_start(self, layer: int, part: int) -> int:
-        """Return where in its slot a part's bytes begin."""
-        return self._placement.data_start(layer, part)
 
     def start(self, layer: int, slot: int, part: int) -> int:
         """Return where the bytes of a part begin for the expert of a layer in this slot."""

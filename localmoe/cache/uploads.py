@@ -26,13 +26,14 @@ class _Piece(NamedTuple):
     load_part: int
 
 
-@dataclass
+@dataclass(eq=False)
 class _Batch:
     """Experts of a layer that are held below until they have been copied."""
 
     lease: Lease
     coming: list[_Piece]
     copies: Copies | None = None
+    has_failed: bool = False
     reads: Mapping[int, Load] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -79,8 +80,9 @@ class Uploads:
                 read.until(batch.coming[0].part)
         for batch in self._batches:
             self._advance(batch)
-        while self._batches and self._is_over(self._batches[0]):
-            self._batches.popleft().lease.close()
+        for batch in [batch for batch in self._batches if self._is_over(batch)]:
+            self._batches.remove(batch)
+            batch.lease.close()
 
     def order(self, load: Load, part: int) -> None:
         """Have what is computed next wait for the copy of a part."""
@@ -99,6 +101,7 @@ class Uploads:
             self._finish_oldest()
 
     def _bring(self, pieces: list[_Piece]) -> None:
+        self.look()
         experts = dict.fromkeys(piece.load.key.expert for piece in pieces)
         try:
             lease = self._hold(pieces[0].load.key.layer, list(experts))
@@ -134,7 +137,11 @@ class Uploads:
         self._batches.popleft().lease.close()
 
     def _is_over(self, batch: _Batch) -> bool:
-        return not batch.coming and (batch.copies is None or batch.copies.done())
+        if batch.coming or not batch.copies:
+            return False
+        if batch.has_failed:  # so long as it is held, nobody can try again
+            batch.copies.wait()
+        return batch.copies.done()
 
     def _advance(self, batch: _Batch) -> None:
         """Begin the copies of the pieces that have come below."""
@@ -146,6 +153,7 @@ class Uploads:
                 away.append(piece)
                 continue
             error = read.error if read else None
+            batch.has_failed |= error is not None
             if error is None:
                 self._copy(batch.lease, piece)
             come.append((piece, error))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from localmoe.cli.options import (
     Context,
+    CpuExperts,
     Devices,
     Engines,
     ExpertsUsed,
@@ -15,6 +16,7 @@ from localmoe.cli.options import (
     PolicyKind,
     Threads,
     Vram,
+    engine_settings,
 )
 from localmoe.cli.request import read_request
 from localmoe.cli.run_options import (
@@ -40,7 +42,6 @@ from localmoe.cli.run_options import (
     TopP,
     sampling_flags,
 )
-from localmoe.settings import Settings
 
 HELP = """Answer a prompt, or chat.
 
@@ -87,6 +88,7 @@ def run(  # noqa: PLR0913 (the command line's options are this function's parame
     engine: Engines = None,
     device: Devices = None,
     vram: Vram = None,
+    cpu_experts: CpuExperts = False,
     policy: Policies = PolicyKind.NEXT_USE,
     profile: Profile = True,
     experts_used: ExpertsUsed = None,
@@ -95,17 +97,9 @@ def run(  # noqa: PLR0913 (the command line's options are this function's parame
     """Read the request, then load and answer."""
     request = read_request(model, prompt)
     options = RunOptions(
-        settings=Settings(
-            memory_bytes=memory,
-            context_tokens=context,
-            kv_type=kv_type.value,
-            engine=engine.value if engine else None,
-            device=device.value if device else None,
-            vram_bytes=vram,
-            policy=policy.value,
-            threads=threads,
-            experts_used=experts_used,
-            mirrors=tuple(mirror or ()),
+        settings=engine_settings(
+            *(memory, context, kv_type, threads, engine, device, vram, cpu_experts),
+            *(policy, experts_used, mirror),
         ),
         profile=profile,
         max_tokens=max_tokens,

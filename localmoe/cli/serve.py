@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from localmoe.cli.model_argument import ModelFile
 from localmoe.cli.options import (
     Context,
+    CpuExperts,
     Devices,
     Engines,
     ExpertsUsed,
@@ -21,6 +22,7 @@ from localmoe.cli.options import (
     PolicyKind,
     Threads,
     Vram,
+    engine_settings,
 )
 from localmoe.cli.run_options import (
     MaxTokens,
@@ -48,7 +50,6 @@ from localmoe.cli.serve_options import (
     SessionsSize,
 )
 from localmoe.errors import SettingsError
-from localmoe.settings import Settings
 
 if TYPE_CHECKING:
     from localmoe.server.options import ServerOptions
@@ -106,6 +107,7 @@ def serve(  # noqa: PLR0913 (the command line's options are this function's para
     engine: Engines = None,
     device: Devices = None,
     vram: Vram = None,
+    cpu_experts: CpuExperts = False,
     policy: Policies = PolicyKind.NEXT_USE,
     profile: Profile = True,
     experts_used: ExpertsUsed = None,
@@ -129,17 +131,9 @@ def serve(  # noqa: PLR0913 (the command line's options are this function's para
         max_sessions=sessions_count,
     )
     options = RunOptions(
-        settings=Settings(
-            memory_bytes=memory,
-            context_tokens=context,
-            kv_type=kv_type.value,
-            engine=engine.value if engine else None,
-            device=device.value if device else None,
-            vram_bytes=vram,
-            policy=policy.value,
-            threads=threads,
-            experts_used=experts_used,
-            mirrors=tuple(mirror or ()),
+        settings=engine_settings(
+            *(memory, context, kv_type, threads, engine, device, vram, cpu_experts),
+            *(policy, experts_used, mirror),
         ),
         profile=profile,
         max_tokens=max_tokens,

@@ -72,7 +72,7 @@ def encode(plain: Path, folder: Path, format_name: str) -> tuple[Path, Path]:
 def check(encoded: Path, decoded: Path) -> None:
     model = zoo_torch.stock(decoded, torch.bfloat16, "eager")
     expected = zoo_torch.logits_of(model, PROMPT, 0).float()
-    for slots, device in ((1000, None), (4, None), (5, LateTorchDevice())):
+    for slots, device in ((1000, None), (5, LateTorchDevice()), (4, None)):
         settings = Settings(slots=slots, context_tokens=64, threads=1)
         if device:
             settings = replace(settings, vram_bytes=1 << 30)

@@ -62,8 +62,7 @@ class Rig:
         """The slots hold what the files hold."""
         for expert, slot in slots.items():
             for part, wanted in enumerate(self.files.expert(layer, expert)):
-                start = self.pool.start(self.pool.class_index(layer), slot)
-                start += self.cache.data_start(layer, part)
+                start = self.cache.start(layer, slot, part)
                 assert self.pool.memory.view[start : start + len(wanted)] == wanted
 
     def use(self, layer: int, ids: list[int]) -> bool:

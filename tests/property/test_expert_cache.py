@@ -113,8 +113,7 @@ class Rig:
         shutil.rmtree(self.directory)
 
     def at(self, layer: int, slot: int, part: int, nbytes: int) -> bytes:
-        start = self.pool.start(self.pool.class_index(layer), slot)
-        start += self.cache.data_start(layer, part)
+        start = self.cache.start(layer, slot, part)
         return bytes(self.pool.memory.view[start : start + nbytes])
 
 
@@ -337,7 +336,7 @@ def test_what_reads_may_touch_never_overlaps(draw: st.DataObject) -> None:
                 load = Load(ExpertKey(layer.layer, expert), 0, layer.part_nbytes)
                 end = base
                 for index, part in enumerate(layer.parts):
-                    start = base + rig.cache.data_start(layer.layer, index)
+                    start = placement.start(layer.layer, 0, index)
                     assert start % 32 == 0
                     jobs = list(placement.part_jobs([load], index))
                     rooms = [touched(job, rig.files[job.extent.path].block) for job in jobs]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ class Mark:
 
     def wait(self) -> None:
         """Work until it is reached."""
+        time.sleep(self.device.wait_seconds)
         while not self.is_reached:
             assert self.device.work(1), "what is waited for waits for something that never comes"
 
@@ -43,6 +45,8 @@ class LateDevice:
     orders: bool = True
     """Whether `order` and `used` do what they say: a test without them has to fail."""
     copied_nbytes: int = 0
+    wait_seconds: float = 0.0
+    """How long waiting for copies takes beside what they wait for."""
     random: random.Random = field(init=False)
 
     def __post_init__(self) -> None:

@@ -41,10 +41,9 @@ class Rig:
 
     def bytes_of(self, layer: int, expert: int) -> list[bytes]:
         slot = self.user.slots[expert]
-        start = self.pool.start(self.pool.class_index(layer), slot)
         found = []
         for part in self.experts.layers[layer].parts:
-            at = start + self.cache.data_start(layer, len(found))
+            at = self.cache.start(layer, slot, len(found))
             found.append(bytes(self.pool.memory.view[at : at + part.expert_nbytes]))
         return found
 

@@ -49,7 +49,7 @@ class TwoLevels:
         self.below = ExpertCache(layers, self.pool, FileSupply(layers, self.pool, self.files))
         self.slots = SlotLayout(slot_classes(layers, 1), above)
         memory = bytearray(self.slots.nbytes)
-        self.device = LateDevice(self.pool.memory.view, memory, seed, orders)
+        self.device = LateDevice(self.pool.memory.view, memory, seed, orders=orders)
         self.supply = Uploads(layers, self.slots, self.below, self.device)
         self.cache = ExpertCache(layers, self.slots, self.supply)
         self.n_wrong = self.n_right = 0
