@@ -8,6 +8,7 @@ from functools import partial
 from localmoe.cache.compiled import CompiledExperts
 from localmoe.cache.lease import Lease
 from localmoe.cache.occupancy import Occupancy
+from localmoe.cache.placement import Placement
 from localmoe.cache.policies import Lru, MakePolicy, UseRates, Uses
 from localmoe.cache.reader import Load
 from localmoe.cache.slots import SlotLayout
@@ -26,8 +27,7 @@ _LEAST_LENT = 8
 class ExpertCache:
     """Experts in slots, global over all layers of a size class.
 
-    Used by one thread; reads run in others. The cache closes its supply. `maxsize` and
-    `currsize` count experts.
+    Used by one thread. It closes its supply. `maxsize` and `currsize` count experts.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class ExpertCache:
         layers = tuple(layers)
         self._layers = {layer.layer: layer for layer in layers}
         self._pool = pool
-        self._supply, self._placement = supply, supply.placement
+        self._supply = supply
         self._warm = WarmStart(supply.placement.jobs, supply.read)
         o = self.occupancy = Occupancy(layers, pool, policy)
         self._keys, self._slot_of, self._free = o.keys, o.slot_of, o.free
@@ -59,6 +59,11 @@ class ExpertCache:
         o.compiled = self.compiled
 
     @property
+    def placement(self) -> Placement:
+        """Where in the slots the bytes of parts are."""
+        return self._supply.placement
+
+    @property
     def maxsize(self) -> int:
         """How many experts fit."""
         return sum(self._pool.limits)
@@ -72,10 +77,6 @@ class ExpertCache:
     def __contains__(self, key: ExpertKey) -> bool:
         self.occupancy.note()
         return key in self._slot_of
-
-    def start(self, layer: int, slot: int, part: int) -> int:
-        """Return where the bytes of a part begin for the expert of a layer in this slot."""
-        return self._placement.start(layer, slot, part)
 
     def stats(self) -> CacheStats:
         """Return a snapshot of the counters."""
@@ -138,8 +139,10 @@ class ExpertCache:
         if demand:
             self._policies[class_index].demand(layer, demand)
         lease = self._pin(layer, keys)
-        if self._loading:
-            self._join(keys, lease)
+        for key in keys if self._loading else ():
+            if load := self._loading.get(key):  # still on its way
+                self._warm.keys.discard(key)
+                lease.pending.append(load)
         self._counters.request(keys, missing)
         if missing:
             self._fetch(missing, class_index, lease)
@@ -160,6 +163,12 @@ class ExpertCache:
         self._counters.read_ahead(missing)
         self._fetch(missing, class_index, lease)
         return lease
+
+    def adopt(self, key: ExpertKey) -> Load | None:
+        """Give a slot to an expert whose bytes somebody else brings; None where that is no use."""
+        index = self._pool.class_index(key.layer)
+        has_room = self._free[index] or self._policies[index].victim(self._pins)
+        return self._begin(key, index) if has_room and key not in self._slot_of else None
 
     def discard(self, layer: int, ids: Iterable[int]) -> None:
         """Forget experts that are in slots for nothing, unless somebody holds them."""
@@ -223,14 +232,6 @@ class ExpertCache:
                 lease.slots[key.expert] = slot
         return lease
 
-    def _join(self, keys: Iterable[ExpertKey], lease: Lease) -> None:
-        """Make the lease wait for those that are still on their way."""
-        for key in keys:
-            load = self._loading.get(key)
-            if load:
-                self._warm.keys.discard(key)
-                lease.pending.append(load)
-
     def _fetch(self, missing: list[ExpertKey], class_index: int, lease: Lease) -> None:
         """Give the missing experts slots and start their reads, all at once."""
         loads = [self._begin(key, class_index) for key in missing]
@@ -283,6 +284,8 @@ class ExpertCache:
         load = self._loading.get(key)
         if load is not None and not self._warm.claim(load):
             load.drain()
+        if load is None or not load.error:
+            self._supply.leaving(key, self._slot_of[key])
         self._forget(key)
 
     def _forget(self, key: ExpertKey) -> None:

@@ -1,12 +1,21 @@
-"""The way from slots in host memory to slots on a device, whose work goes on by itself."""
+"""The way between slots in host memory and slots on a device, whose work goes on by itself."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+
+class Run(NamedTuple):
+    """Bytes that lie together in both memories: where they begin, and how many they are."""
+
+    host: int
+    device: int
+    nbytes: int
 
 
 class Copies(Protocol):
-    """The copies that had been begun at some moment."""
+    """Copies that were begun together, or before some moment."""
 
     def done(self) -> bool:
         """Whether all of them have ended."""
@@ -18,20 +27,25 @@ class Copies(Protocol):
 
 
 class Link(Protocol):
-    """Copies from host memory to a device, beside what the device computes.
+    """Copies up to a device and down from it, beside what the device computes.
 
-    Nothing here waits, and the two kinds of work run in no order but the one that is asked for.
+    Nothing here waits, and the three kinds of work run in no order but the one that is asked for.
     """
 
-    def copy(self, source: int, target: int, nbytes: int) -> None:
-        """Begin a copy, from and to these places in the two memories.
-
-        It waits for what was computed before the last `used`.
-        """
+    def upload(self, run: Run) -> None:
+        """Begin a copy to the device, after what was computed before the last `used`."""
         ...
 
-    def begun(self) -> Copies:
-        """Return what stands for all copies so far."""
+    def uploads(self) -> Copies:
+        """Return what stands for all copies to the device so far."""
+        ...
+
+    def download(self, runs: Sequence[Run]) -> Copies:
+        """Begin copies from the device, after all copies to it so far."""
+        ...
+
+    def hold_uploads(self, copies: Copies) -> None:
+        """Have copies to the device from now on wait for these."""
         ...
 
     def order(self, copies: Copies) -> None:
@@ -39,5 +53,5 @@ class Link(Protocol):
         ...
 
     def used(self) -> None:
-        """Have copies from now on wait for what is to be computed up to here."""
+        """Have copies to the device from now on wait for what is to be computed up to here."""
         ...

@@ -41,10 +41,13 @@ class Load:
     Written by the reader, waited for by one thread at a time.
     """
 
-    __slots__ = ("_guard", "_locks", "_remaining", "error", "key", "nbytes", "pulled_by", "slot")
+    __slots__ = (
+        *("_guard", "_locks", "_remaining"),
+        *("error", "key", "part_nbytes", "pulled_by", "slot"),
+    )
 
     def __init__(self, key: ExpertKey, slot: int, part_nbytes: Sequence[int]) -> None:
-        self.key, self.slot, self.nbytes = key, slot, sum(part_nbytes)
+        self.key, self.slot, self.part_nbytes = key, slot, tuple(part_nbytes)
         self.error: Exception | None = None
         self.pulled_by: Puller | None = None
         """Where its parts are looked for, if no worker brings them."""
@@ -65,6 +68,11 @@ class Load:
             self._remaining[part] -= 1
             if self._remaining[part] == 0:
                 self._locks[part].release()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all parts."""
+        return sum(self.part_nbytes)
 
     @property
     def n_remaining(self) -> int:

@@ -10,7 +10,7 @@ from localmoe.cache.direct_file import DirectFile
 from localmoe.cache.placement import Placement
 from localmoe.cache.reader import Job, Load, Reader
 from localmoe.cache.slots import SlotPool
-from localmoe.weights.catalog import MoeLayer
+from localmoe.weights.catalog import ExpertKey, MoeLayer
 
 
 class Supply(Protocol):
@@ -27,6 +27,10 @@ class Supply(Protocol):
 
     def bring_part(self, loads: Iterable[Load], part: int) -> None:
         """Begin to bring one part of experts; it is the only one of these loads."""
+        ...
+
+    def leaving(self, key: ExpertKey, slot: int) -> None:
+        """Hear that an expert is about to lose its slot, in which it is whole."""
         ...
 
     def read(self, job: Job) -> None:
@@ -60,6 +64,9 @@ class FileSupply:
     def bring_part(self, loads: Iterable[Load], part: int) -> None:
         """See Supply."""
         self._reader.submit(self.placement.part_jobs(loads, part))
+
+    def leaving(self, key: ExpertKey, slot: int) -> None:
+        """See Supply: it can be read again."""
 
     def read(self, job: Job) -> None:
         """See Supply."""

@@ -8,14 +8,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from localmoe.cache.downloads import Downloads
 from localmoe.cache.expert_cache import ExpertCache
 from localmoe.cache.lease import Lease
-from localmoe.cache.link import Copies, Link
+from localmoe.cache.link import Copies, Link, Run
 from localmoe.cache.placement import Placement
 from localmoe.cache.reader import Job, Load
 from localmoe.cache.slots import SlotLayout
 from localmoe.errors import BudgetError, ExpertReadError
-from localmoe.weights.catalog import MoeLayer
+from localmoe.weights.catalog import ExpertKey, MoeLayer
 
 
 class _Piece(NamedTuple):
@@ -32,6 +33,8 @@ class _Batch:
 
     lease: Lease
     coming: list[_Piece]
+    is_whole: bool
+    """Whether all parts are copied."""
     copies: Copies | None = None
     has_failed: bool = False
     reads: Mapping[int, Load] = field(init=False)
@@ -43,18 +46,28 @@ class _Batch:
 class Uploads:
     """The supply of a cache on a device. `below` holds experts in host memory, and reads them.
 
+    If it is exclusive, an expert is held in one of the two levels: below when it leaves the device.
+    Else what the device holds may be in host memory, too.
+
     All of it is done by the thread that uses both caches: copies are begun when it asks for
     experts, and when it looks whether they have come. A part counts as come when its copy has been
     begun: whoever waits for it has what it computes next wait for the copy.
     """
 
     def __init__(
-        self, layers: Iterable[MoeLayer], slots: SlotLayout, below: ExpertCache, link: Link
+        self,
+        layers: Iterable[MoeLayer],
+        slots: SlotLayout,
+        below: ExpertCache,
+        link: Link,
+        *,
+        exclusive: bool,
     ) -> None:
         layers = tuple(layers)
         self._layers = {layer.layer: layer for layer in layers}
         self.placement = Placement(layers, slots, block=1)
         self._below, self._link = below, link
+        self._downloads = Downloads(self.placement, below, link) if exclusive else None
         self._batches: deque[_Batch] = deque()
         self._copies: dict[tuple[Load, int], Copies] = {}
 
@@ -62,11 +75,12 @@ class Uploads:
         """See Supply."""
         loads = list(loads)
         n_parts = len(self._layers[loads[0].key.layer].parts)
-        self._bring([_Piece(load, part, part) for part in range(n_parts) for load in loads])
+        pieces = [_Piece(load, part, part) for part in range(n_parts) for load in loads]
+        self._bring(pieces, is_whole=True)
 
     def bring_part(self, loads: Iterable[Load], part: int) -> None:
         """See Supply."""
-        self._bring([_Piece(load, part, 0) for load in loads])
+        self._bring([_Piece(load, part, 0) for load in loads], is_whole=False)
 
     def look(self, *, wait: bool = False) -> None:
         """Begin to copy what has come into host memory; with `wait`, once something has.
@@ -81,14 +95,18 @@ class Uploads:
         for batch in self._batches:
             self._advance(batch)
         for batch in [batch for batch in self._batches if self._is_over(batch)]:
-            self._batches.remove(batch)
-            batch.lease.close()
+            self._let_go(batch)
 
     def order(self, load: Load, part: int) -> None:
         """Have what is computed next wait for the copy of a part."""
         copies = self._copies.pop((load, part), None)
         if copies:
             self._link.order(copies)
+
+    def leaving(self, key: ExpertKey, slot: int) -> None:
+        """See Supply."""
+        if self._downloads:
+            self._downloads.begin(key, slot)
 
     def read(self, job: Job) -> None:
         """Refuse: see Supply, and the class."""
@@ -99,8 +117,10 @@ class Uploads:
         """Wait for the copies under way, and let go what they come from. May be called twice."""
         while self._batches:
             self._finish_oldest()
+        if self._downloads:
+            self._downloads.finish()
 
-    def _bring(self, pieces: list[_Piece]) -> None:
+    def _bring(self, pieces: list[_Piece], *, is_whole: bool) -> None:
         self.look()
         experts = dict.fromkeys(piece.load.key.expert for piece in pieces)
         try:
@@ -111,7 +131,7 @@ class Uploads:
             return
         for piece in pieces:
             piece.load.pulled_by = self
-        self._batches.append(_Batch(lease, pieces))
+        self._batches.append(_Batch(lease, pieces, is_whole))
         self.look()
 
     def _hold(self, layer: int, experts: list[int]) -> Lease:
@@ -134,7 +154,15 @@ class Uploads:
             self._advance(batch)
         if batch.copies:
             batch.copies.wait()
-        self._batches.popleft().lease.close()
+        self._let_go(batch)
+
+    def _let_go(self, batch: _Batch) -> None:
+        """Give back what was held below; there it is not needed if the device has all of it."""
+        self._batches.remove(batch)
+        layer, experts = batch.lease.layer, list(batch.lease.slots)
+        batch.lease.close()
+        if self._downloads and batch.is_whole:
+            self._below.discard(layer, experts)
 
     def _is_over(self, batch: _Batch) -> bool:
         if batch.coming or not batch.copies:
@@ -160,13 +188,18 @@ class Uploads:
         if not come:
             return
         batch.coming = away
-        batch.copies = copies = self._link.begun()
+        batch.copies = copies = self._link.uploads()
         for piece, error in come:
             self._copies[piece.load, piece.load_part] = copies
             piece.load.arrived(piece.load_part, error)
 
     def _copy(self, lease: Lease, piece: _Piece) -> None:
         layer, expert = piece.load.key
-        source = self._below.start(layer, lease.slots[expert], piece.part)
-        target = self.placement.start(layer, piece.load.slot, piece.part)
-        self._link.copy(source, target, self._layers[layer].parts[piece.part].expert_nbytes)
+        if self._downloads:
+            self._downloads.clear(layer, piece.load.slot)
+        run = Run(
+            self._below.placement.start(layer, lease.slots[expert], piece.part),
+            self.placement.start(layer, piece.load.slot, piece.part),
+            self._layers[layer].parts[piece.part].expert_nbytes,
+        )
+        self._link.upload(run)

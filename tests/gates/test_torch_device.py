@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 import zoo_torch
+from localmoe.backends.torch import attached
 from localmoe.backends.torch.device import TorchDevice
 from localmoe.backends.torch.engine import TorchEngine
-from localmoe.backends.torch.far_experts import FarExperts
+from localmoe.backends.torch.far_experts import Costs, FarExperts, measure
 from localmoe.backends.torch.load import load
 from localmoe.errors import BudgetError, ExpertReadError, SettingsError
 from localmoe.settings import Settings
@@ -82,21 +83,27 @@ def test_g17_two_memories_equal_one(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["afmoe", "gpt_oss", "llama4_text"])
-def test_g17_experts_that_the_processor_multiplies(tmp_path: Path, name: str) -> None:
-    """Here the device is the processor, so these give the same bits, too."""
+@pytest.mark.parametrize("copy_seconds", [None, 1.0, 0.0])
+def test_g17_experts_that_the_processor_multiplies(
+    tmp_path: Path, name: str, copy_seconds: float | None
+) -> None:
+    """Here the device is the processor, so these give the same bits, too. None: measured."""
     zoo_torch.write(tmp_path, name, torch.bfloat16)
     zoo_torch.write_tokenizer(tmp_path)
     with open_on(None, tmp_path, 100_000) as engine:
         expected = logits_of(engine)
-    slow = LateTorchDevice(wait_seconds=0.02)
-    hold = FarExperts.hold
-    with patch.object(FarExperts, "hold", autospec=True, side_effect=hold) as held:
-        settings = Settings(
-            slots=8, memory_bytes=4 * GIB, vram_bytes=GIB, context_tokens=64, cpu_experts=True
-        )
-        with load(tmp_path, settings, device=slow) as engine:
-            assert torch.equal(logits_of(engine), expected)
-    assert held.call_count > 0
+    settings = Settings(
+        slots=8, memory_bytes=4 * GIB, vram_bytes=GIB, context_tokens=64, cpu_experts=True
+    )
+    made = None if copy_seconds is None else {0: Costs(1e-6, copy_seconds)}
+    with (
+        patch.object(FarExperts, "hold", autospec=True, side_effect=FarExperts.hold) as held,
+        patch.object(attached, "measure", side_effect=lambda *given: made or measure(*given)),
+        load(tmp_path, settings, device=LateTorchDevice()) as engine,
+    ):
+        assert torch.equal(logits_of(engine), expected)
+    if made:
+        assert (held.call_count > 0) == (copy_seconds == 1.0)
 
 
 def test_too_little_memory_of_a_device_is_refused(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ class Rig:
         """The slots hold what the files hold."""
         for expert, slot in slots.items():
             for part, wanted in enumerate(self.files.expert(layer, expert)):
-                start = self.cache.start(layer, slot, part)
+                start = self.cache.placement.start(layer, slot, part)
                 assert self.pool.memory.view[start : start + len(wanted)] == wanted
 
     def use(self, layer: int, ids: list[int]) -> bool:

@@ -113,7 +113,7 @@ class Rig:
         shutil.rmtree(self.directory)
 
     def at(self, layer: int, slot: int, part: int, nbytes: int) -> bytes:
-        start = self.cache.start(layer, slot, part)
+        start = self.cache.placement.start(layer, slot, part)
         return bytes(self.pool.memory.view[start : start + nbytes])
 
 

@@ -49,7 +49,7 @@ class CacheRig:
             for part, wanted in enumerate(self.experts.expert(lease.layer, expert)):
                 lease.wait(part)
                 assert lease.ready(part)
-                start = self.cache.start(lease.layer, slot, part)
+                start = self.cache.placement.start(lease.layer, slot, part)
                 assert self.pool.memory.view[start : start + len(wanted)] == wanted
 
     def held(self, layer: int) -> list[int]:

@@ -1,17 +1,19 @@
-"""A device whose two queues of work, copies and computing, run in any order that they may."""
+"""A device whose queues, copies up, copies down and computing, run in any order that they may."""
 
 from __future__ import annotations
 
 import random
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
-from localmoe.cache.link import Copies
+from localmoe.cache.link import Copies, Run
 
-Queue = Literal["copies", "computing"]
+Queue = Literal["uploads", "downloads", "computing"]
+Memory = bytearray | memoryview
 
 
 @dataclass
@@ -38,7 +40,7 @@ class LateDevice:
     """Implements `cache.link.Link`. Does nothing before it must, or before chance says so."""
 
     host: memoryview
-    memory: bytearray | memoryview
+    memory: Memory
     seed: int = 0
     computes_at_once: bool = False
     """Whether computing is done elsewhere, at once: then copies are what is late."""
@@ -52,51 +54,52 @@ class LateDevice:
     def __post_init__(self) -> None:
         self.random = random.Random(self.seed)
         self._queues: dict[Queue, deque[Callable[[], bool]]] = {
-            "copies": deque(),
+            "uploads": deque(),
+            "downloads": deque(),
             "computing": deque(),
         }
 
-    def copy(self, source: int, target: int, nbytes: int) -> None:
+    def upload(self, run: Run) -> None:
         """See Link."""
+        self.copied_nbytes += run.nbytes
+        self._put("uploads", partial(self._copy, run, self.host, self.memory))
 
-        def run() -> bool:
-            self.memory[target : target + nbytes] = self.host[source : source + nbytes]
-            return True
-
-        self.copied_nbytes += nbytes
-        self._queues["copies"].append(run)
-
-    def begun(self) -> Mark:
+    def uploads(self) -> Mark:
         """See Link."""
-        return self._mark("copies")
+        return self._mark("uploads")
+
+    def download(self, runs: Sequence[Run]) -> Mark:
+        """See Link."""
+        self._put_wait("downloads", self._mark("uploads"))
+        for run in runs:
+            self._put("downloads", partial(self._copy, run, self.memory, self.host))
+        return self._mark("downloads")
+
+    def hold_uploads(self, copies: Copies) -> None:
+        """See Link."""
+        assert isinstance(copies, Mark)
+        self._put_wait("uploads", copies)
 
     def order(self, copies: Copies) -> None:
         """See Link."""
         assert isinstance(copies, Mark)
         if self.computes_at_once:
             copies.wait()
-        elif self.orders:
-            self._queues["computing"].append(lambda: copies.is_reached)
+        else:
+            self._put_wait("computing", copies)
 
     def used(self) -> None:
         """See Link."""
-        mark = self._mark("computing")
-        if self.orders:
-            self._queues["copies"].append(lambda: mark.is_reached)
+        self._put_wait("uploads", self._mark("computing"))
 
     def compute(self, what: Callable[[], None]) -> None:
         """Do something with the memory, later."""
-
-        def run() -> bool:
-            what()
-            return True
-
-        self._queues["computing"].append(run)
+        self._put("computing", what)
 
     def work(self, steps: int) -> bool:
         """Do so many things; return whether there was anything that could be done."""
         for _ in range(steps):
-            names: list[Queue] = ["copies", "computing"]
+            names: list[Queue] = ["uploads", "downloads", "computing"]
             self.random.shuffle(names)
             if not any(self._run_first(self._queues[name]) for name in names):
                 return False
@@ -113,12 +116,23 @@ class LateDevice:
         queue.popleft()
         return True
 
-    def _mark(self, name: Queue) -> Mark:
-        mark = Mark(self)
+    def _copy(self, run: Run, source: Memory, target: Memory) -> None:
+        places = slice(run.host, run.host + run.nbytes), slice(run.device, run.device + run.nbytes)
+        of_source, of_target = places if source is self.host else places[::-1]
+        target[of_target] = source[of_source]
 
+    def _put(self, name: Queue, what: Callable[[], None]) -> None:
         def run() -> bool:
-            mark.is_reached = True
+            what()
             return True
 
         self._queues[name].append(run)
+
+    def _put_wait(self, name: Queue, mark: Mark) -> None:
+        if self.orders:
+            self._queues[name].append(lambda: mark.is_reached)
+
+    def _mark(self, name: Queue) -> Mark:
+        mark = Mark(self)
+        self._put(name, partial(setattr, mark, "is_reached", True))
         return mark

@@ -43,7 +43,7 @@ class Rig:
         slot = self.user.slots[expert]
         found = []
         for part in self.experts.layers[layer].parts:
-            at = self.cache.start(layer, slot, len(found))
+            at = self.cache.placement.start(layer, slot, len(found))
             found.append(bytes(self.pool.memory.view[at : at + part.expert_nbytes]))
         return found
 

@@ -232,7 +232,7 @@ def test_real_files_and_the_ring_where_there_is_one(tmp_path: Path) -> None:
         with cache.acquire(number, [expert]) as lease:
             for part, wanted in enumerate(experts.expert(number, expert)):
                 lease.wait(part)
-                start = cache.start(number, lease.slots[expert], part)
+                start = cache.placement.start(number, lease.slots[expert], part)
                 assert pool.memory.view[start:][: len(wanted)] == wanted
     cache.close()
     pool.close()

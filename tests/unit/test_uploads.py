@@ -39,6 +39,7 @@ class TwoLevels:
         below: tuple[int, int] = (9, 4),
         seed: int = 0,
         *,
+        exclusive: bool = False,
         orders: bool = True,
     ) -> None:
         self.experts = ExpertFiles(directory, SHAPES)
@@ -50,13 +51,13 @@ class TwoLevels:
         self.slots = SlotLayout(slot_classes(layers, 1), above)
         memory = bytearray(self.slots.nbytes)
         self.device = LateDevice(self.pool.memory.view, memory, seed, orders=orders)
-        self.supply = Uploads(layers, self.slots, self.below, self.device)
+        self.supply = Uploads(layers, self.slots, self.below, self.device, exclusive=exclusive)
         self.cache = ExpertCache(layers, self.slots, self.supply)
         self.n_wrong = self.n_right = 0
 
     def expect(self, layer: int, expert: int, slot: int, part: int) -> None:
         """Compute with a part: what lies in the slot by then is compared with the file."""
-        start = self.cache.start(layer, slot, part)
+        start = self.cache.placement.start(layer, slot, part)
         wanted = self.experts.expert(layer, expert)[part]
 
         def look() -> None:
@@ -116,17 +117,21 @@ def use_at_random(two: TwoLevels, seed: int, steps: int = 60) -> None:
         two.device.work(source.choice((0, 0, 5, 50)))
 
 
+@pytest.mark.parametrize("exclusive", [False, True])
 @pytest.mark.parametrize("seed", range(12))
-def test_what_is_computed_with_is_what_the_file_holds(tmp_path: Path, seed: int) -> None:
-    with levels(tmp_path, seed=seed) as two:
+def test_what_is_computed_with_is_what_the_file_holds(
+    tmp_path: Path, seed: int, exclusive: bool
+) -> None:
+    with levels(tmp_path, seed=seed, exclusive=exclusive) as two:
         use_at_random(two, seed)
         two.device.finish()
         assert two.n_right > 200
         assert two.n_wrong == 0
 
 
-def test_without_the_order_of_the_two_queues_it_is_not(tmp_path: Path) -> None:
-    with levels(tmp_path, orders=False) as two:
+@pytest.mark.parametrize("exclusive", [False, True])
+def test_without_the_order_of_the_queues_it_is_not(tmp_path: Path, exclusive: bool) -> None:
+    with levels(tmp_path, orders=False, exclusive=exclusive) as two:
         use_at_random(two, 0)
         two.device.finish()
         assert two.n_wrong > 0
@@ -152,6 +157,22 @@ def test_what_host_memory_holds_is_not_read_again(tmp_path: Path) -> None:
         assert two.below.stats().read_bytes == read
         assert two.below.stats().hits == 1
         assert two.cache.stats().misses == 8
+
+
+def test_what_leaves_the_device_goes_to_host_memory(tmp_path: Path) -> None:
+    with levels(tmp_path, above=(4, 2), below=(6, 2), exclusive=True) as two:
+        for expert in range(8):  # more than one of the two can hold
+            two.use(0, [expert])
+            two.device.finish()
+        read = two.below.stats().read_bytes
+        assert read == 8 * sum(PARTS)
+        for expert in range(8):
+            two.use(0, [expert])
+            two.device.finish()
+        assert two.n_wrong == 0
+        assert two.below.stats().read_bytes == read
+        keys = [ExpertKey(0, expert) for expert in range(8)]
+        assert sum(key in two.cache for key in keys) == 4
 
 
 def test_a_failed_read_reaches_whoever_waits_and_is_tried_again(tmp_path: Path) -> None:

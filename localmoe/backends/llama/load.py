@@ -191,7 +191,7 @@ class _Assembly:
                 )
             class_index = pool.class_index(what.layer)
             tensor = Tensor.from_address(address)
-            tensor.data = pool.memory.address + cache.start(what.layer, 0, what.part)
+            tensor.data = pool.memory.address + cache.placement.start(what.layer, 0, what.part)
             axis = 2 if name.endswith(".weight") else 1
             stride, count = pool.classes[class_index].stride_nbytes, pool.counts[class_index]
             tensor.ne[axis], tensor.nb[axis] = count, stride

@@ -71,7 +71,7 @@ def _parts_of(
 ) -> Iterator[SlotWeights]:
     index = slots.class_index(one.layer)
     for part, names in enumerate(one.parts):
-        start = cache.start(one.layer, 0, part)
+        start = cache.placement.start(one.layer, 0, part)
         place = Place(start, slots.classes[index].stride_nbytes, slots.counts[index])
         sources = [planned.source.sources[f"{one.name}.{name}"] for name in names]
         yield _weights(memory, place, sources)

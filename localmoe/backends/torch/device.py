@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from localmoe.cache.link import Copies, Link
+from localmoe.cache.link import Copies, Link, Run
 from localmoe.errors import EngineError
 
 
@@ -82,32 +83,55 @@ class StreamCopies:
 
 
 class StreamLink:
-    """Copies on a stream beside the one that computes. Implements `cache.link.Link`."""
+    """Copies on two streams beside the one that computes. Implements `cache.link.Link`."""
 
     def __init__(self, device: TorchDevice, host: Tensor, memory: Tensor) -> None:
         self._device, self._host, self._memory = device, host, memory
         self._streams = device.streams
-        self._stream = self._streams.Stream(device.device)
+        self._up = self._streams.Stream(device.device)
+        self._down = self._streams.Stream(device.device)
 
-    def copy(self, source: int, target: int, nbytes: int) -> None:
+    def upload(self, run: Run) -> None:
         """See Link."""
-        with self._streams.stream(self._stream):
-            room = self._memory[target : target + nbytes]
-            room.copy_(self._host[source : source + nbytes], non_blocking=True)
+        host, device = self._places(run)
+        with self._streams.stream(self._up):
+            device.copy_(host, non_blocking=True)
 
-    def begun(self) -> StreamCopies:
+    def uploads(self) -> StreamCopies:
         """See Link."""
-        event = self._streams.Event()
-        event.record(self._stream)
-        return StreamCopies(event)
+        return StreamCopies(self._mark(self._up))
+
+    def download(self, runs: Sequence[Run]) -> StreamCopies:
+        """See Link."""
+        self._down.wait_event(self._mark(self._up))
+        with self._streams.stream(self._down):
+            for run in runs:
+                host, device = self._places(run)
+                host.copy_(device, non_blocking=True)
+        return StreamCopies(self._mark(self._down))
+
+    def hold_uploads(self, copies: Copies) -> None:
+        """See Link."""
+        assert isinstance(copies, StreamCopies)
+        self._up.wait_event(copies.event)
 
     def order(self, copies: Copies) -> None:
         """See Link."""
         assert isinstance(copies, StreamCopies)
-        self._streams.current_stream(self._device.device).wait_event(copies.event)
+        self._computing().wait_event(copies.event)
 
     def used(self) -> None:
         """See Link."""
+        self._up.wait_event(self._mark(self._computing()))
+
+    def _computing(self) -> Any:
+        return self._streams.current_stream(self._device.device)
+
+    def _mark(self, stream: Any) -> Any:
         event = self._streams.Event()
-        event.record(self._streams.current_stream(self._device.device))
-        self._stream.wait_event(event)
+        event.record(stream)
+        return event
+
+    def _places(self, run: Run) -> tuple[Tensor, Tensor]:
+        host = self._host[run.host : run.host + run.nbytes]
+        return host, self._memory[run.device : run.device + run.nbytes]

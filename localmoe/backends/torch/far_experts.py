@@ -14,6 +14,7 @@ from functools import partial
 
 from localmoe.backends.torch.levels import Levels
 from localmoe.cache.lease import Lease
+from localmoe.cache.link import Run
 from localmoe.weights.catalog import ExpertKey, MoeLayer
 
 _ROUNDS = 3
@@ -63,7 +64,7 @@ class FarExperts:
         To let them go before they have ended is to wait for them.
         """
         assert self._levels.link is not None
-        if self._levels.link.begun().done() or len(self._rising) > _MOST_RISING:
+        if self._levels.link.uploads().done() or len(self._rising) > _MOST_RISING:
             self.let_go()
 
     def let_go(self) -> None:
@@ -100,10 +101,10 @@ def _copy(levels: Levels, layer: MoeLayer, slot: int) -> None:
     """Copy an expert to a slot of the device, where nobody is yet, and wait."""
     assert levels.link is not None
     for part in range(len(layer.parts)):
-        source = levels.below.start(layer.layer, slot, part)
-        target = levels.cache.start(layer.layer, 0, part)
-        levels.link.copy(source, target, layer.part_nbytes[part])
-    levels.link.begun().wait()
+        source = levels.below.placement.start(layer.layer, slot, part)
+        target = levels.cache.placement.start(layer.layer, 0, part)
+        levels.link.upload(Run(source, target, layer.part_nbytes[part]))
+    levels.link.uploads().wait()
 
 
 def _seconds(work: Callable[[], object]) -> float:

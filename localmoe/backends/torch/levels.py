@@ -113,7 +113,9 @@ def two_levels(
         memory = device.allocate(slots.nbytes)
         link = device.link(host, memory)
         policy = POLICIES[settings.policy]
-        supply = Uploads(layers, slots, below, link)
+        # What host memory can hold whole need not come back from the device.
+        exclusive = any(n < c.n_experts for n, c in zip(behind, pool.classes, strict=True))
+        supply = Uploads(layers, slots, below, link, exclusive=exclusive)
         cache = ExpertCache(layers, slots, supply, policy=policy)
         undo.callback(cache.close)
         return Levels(cache, slots, memory, below, pool, link, undo.pop_all())
