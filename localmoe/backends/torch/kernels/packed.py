@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -33,9 +34,9 @@ class PackedKernel:
         """Return the matrix of slot slots[p] times row rows[p] of x for each pair p, [P, rows].
 
         `memory` is that of all slots, uint8; x is [T, columns] in the compute type; `slots` and
-        `rows` are int32 [P]. All are on one device. What `slots` and `rows` say is not looked at
-        here: that would wait for the device. The caller sees to it that there are such slots and
-        rows. Raises ValueError for tensors of another type or shape.
+        `rows` are int32 [P], at most 65535. All are on one device. What `slots` and `rows` say is
+        not looked at here: that would wait for the device. The caller sees to it that there are
+        such slots and rows. Raises ValueError for tensors of another type or shape.
         """
         self._check(memory, x, slots, rows)
         out = torch.empty((len(slots), self.out_rows), dtype=self._dtype, device=x.device)
@@ -43,7 +44,7 @@ class PackedKernel:
             return out
         layout, place = self._layout, self._place
         grid = (layout.row_tiles * layout.pieces, len(slots))
-        with torch.cuda.device_of(memory):
+        with torch.cuda.device(memory.device) if memory.is_cuda else nullcontext():
             self._launch[grid](
                 memory[place.start :],
                 place.stride,
