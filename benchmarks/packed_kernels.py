@@ -59,9 +59,7 @@ class Sides:
 
     def __init__(self, part: SlottedPart, tokens: int) -> None:
         shape, device = part.shape, part.memory.device
-        found = find_kernel(
-            part.sources, part.place, device, is_transposed=shape.is_transposed
-        )
+        found = find_kernel(part.sources, part.place, device, is_transposed=shape.is_transposed)
         if found.kernel is None:
             raise SystemExit(f"{shape.format_name}: no kernel: {found.reason}")
         self.kernel, self._part = found.kernel, part

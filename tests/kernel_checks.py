@@ -83,9 +83,7 @@ def check_bits(shape: Shape) -> None:
     for slot in range(place.slots):
         old, new = (place.start + each * place.stride for each in (slot, (slot + 1) % 3))
         turned[new : new + place.stride] = part.memory[old : old + place.stride]
-    moved = kernel.multiply(
-        turned, x.flip(0), (int32(*slots) + 1) % 3, 2 - int32(*rows)
-    )
+    moved = kernel.multiply(turned, x.flip(0), (int32(*slots) + 1) % 3, 2 - int32(*rows))
     assert_same_bits(moved, many)
     elsewhere = torch.full((16 + len(part.memory) * 2,), 255, dtype=torch.uint8)[16:]
     wide = Place(place.start + 32, place.stride + 48, place.slots)

@@ -77,9 +77,7 @@ def make_part(shape: Shape, slots: int = 3, seed: int = 0) -> SlottedPart:
     return SlottedPart(shape, sources, Place(START, stride, slots), memory)
 
 
-def _expert(
-    shape: Shape, generator: torch.Generator
-) -> tuple[tuple[ExpertSource, ...], Tensor]:
+def _expert(shape: Shape, generator: torch.Generator) -> tuple[tuple[ExpertSource, ...], Tensor]:
     weights, raw = [], []
     for piece in range(shape.pieces):
         weight, tensors = _weight(f"experts.0.w{piece}.weight", shape, generator)

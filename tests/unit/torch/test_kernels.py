@@ -15,7 +15,6 @@ from interpreted import Interpreter
 from localmoe.backends.torch.kernels import find_kernel
 from localmoe.backends.torch.kernels.layout import tile_of
 from localmoe.backends.torch.kernels.recognition import Refusal, layout_of
-from localmoe.backends.torch.slot_weights import Place
 from zoo_torch.formats import FORMATS
 from zoo_torch.parts import Shape, make_part
 

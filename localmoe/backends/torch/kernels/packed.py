@@ -26,9 +26,7 @@ class PackedKernel:
     def __init__(self, layout: Layout, place: Place) -> None:
         self._layout, self._place = layout, place
         self._dtype = DTYPES[layout.dtype]
-        self._launch: Any = (
-            products.multiply_plain if layout.is_plain else products.multiply_coded
-        )
+        self._launch: Any = products.multiply_plain if layout.is_plain else products.multiply_coded
         self.out_rows, self.columns = layout.out_rows, layout.columns
 
     def multiply(self, memory: Tensor, x: Tensor, slots: Tensor, rows: Tensor) -> Tensor:
@@ -59,7 +57,8 @@ class PackedKernel:
         return out
 
     def _check(self, memory: Tensor, x: Tensor, slots: Tensor, rows: Tensor) -> None:
-        end = self._place.start + self._place.slots * self._place.stride
+        start, stride, slots_there = self._place
+        end = start + (slots_there - 1) * stride + self._layout.pieces * self._layout.piece_nbytes
         if memory.dtype != torch.uint8 or memory.dim() != 1 or not memory.is_contiguous():
             raise ValueError(f"slots are bytes one after the other: {memory.dtype} given")
         if len(memory) < end or memory.data_ptr() % SLOT_ALIGNMENT_NBYTES:

@@ -8,7 +8,6 @@ from dataclasses import replace
 from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple
 
-
 from localmoe.backends.torch.formats import DTYPES, Format
 from localmoe.backends.torch.formats.four_bits import Fp4, Int4
 from localmoe.backends.torch.formats.fp8 import Fp8
@@ -146,5 +145,3 @@ def _regions(weight: Weight, pieces: int) -> list[Region]:
         Region(start, stored.dtype, math.gcd(start, step, SLOT_ALIGNMENT_NBYTES))
         for start, stored in zip(starts, weight.stored, strict=False)
     ]
-
-
