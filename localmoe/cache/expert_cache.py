@@ -46,7 +46,8 @@ class ExpertCache:
         self._layers = {layer.layer: layer for layer in layers}
         self._pool = pool
         self._placement = Placement(layers, pool, max(file.block for file in files.values()))
-        self._reader = Reader(files, pool.memory, workers, buffers_needed(layers, workers))
+        buffers = buffers_needed(layers, workers, pool.tight)
+        self._reader = Reader(files, pool.memory, workers, buffers)
         self._warm = WarmStart(self._placement.jobs, self._reader.read)
         o = self.occupancy = Occupancy(layers, pool, policy)
         self._keys, self._slot_of, self._free = o.keys, o.slot_of, o.free
@@ -57,9 +58,8 @@ class ExpertCache:
         self._settle = [policy.settle for policy in self._policies]
         evicts = [policy.keeps_order for policy in self._policies]
         args = (layers, self._placement, files, self.settle, evicts)
-        self.compiled = CompiledExperts.make(library, *args)
+        self.compiled = o.compiled = CompiledExperts.make(library, *args)
         """The tables that compiled code serves single tokens from, where it does."""
-        o.compiled = self.compiled
 
     @property
     def maxsize(self) -> int:
@@ -106,13 +106,13 @@ class ExpertCache:
     def resize(self, limits: Sequence[int]) -> None:
         """Use so many slots of each size class from now on: memory is lent, or comes back.
 
-        Experts that lie beyond are forgotten. Raises BudgetError while any are held.
+        Experts whose slots do not keep them are forgotten. Raises BudgetError while any are held.
         """
         if self._pins or any(self._lent):
             raise BudgetError("experts are in use: their slots cannot be lent")
         self.occupancy.take_over()
         self._pool.stop_growing()
-        for key in self.occupancy.beyond(limits):
+        for key in self.occupancy.beyond(self._pool.kept(limits)):
             self._evict(key)
         self.occupancy.resize(limits)
         self._pool.set_limits(limits)
