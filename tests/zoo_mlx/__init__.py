@@ -1,7 +1,7 @@
 """Tiny MLX checkpoints of the model types that mlx-lm streams experts of, with random weights."""
 
 from zoo_mlx.checkpoint import write
-from zoo_mlx.reference import plain_logits, stock
+from zoo_mlx.reference import new_cache, plain_logits, step, stock
 from zoo_mlx.types import TINY, FormatName
 
-__all__ = ["TINY", "FormatName", "plain_logits", "stock", "write"]
+__all__ = ["TINY", "FormatName", "new_cache", "plain_logits", "step", "stock", "write"]

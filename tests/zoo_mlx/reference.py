@@ -21,18 +21,24 @@ def stock(folder: Path) -> Any:
     return model
 
 
+def new_cache(model: Any) -> Any:
+    """Return mlx-lm's cache for a model, empty."""
+    return make_prompt_cache(model)
+
+
 def plain_logits(model: Any, prompts: Sequence[Sequence[int]], n_decoded: int) -> Logits:
     """Return all logits of prompts one after the other, then of likeliest tokens, [n, V]."""
-    cache = make_prompt_cache(model)
+    cache = new_cache(model)
     found = []
     for tokens in prompts:
-        found.append(_step(model, tokens, cache))
+        found.append(step(model, tokens, cache))
     for _ in range(n_decoded):
-        found.append(_step(model, [int(found[-1][-1].argmax())], cache))
+        found.append(step(model, [int(found[-1][-1].argmax())], cache))
     return np.concatenate(found)
 
 
-def _step(model: Any, tokens: Sequence[int], cache: Any) -> Logits:
+def step(model: Any, tokens: Sequence[int], cache: Any) -> Logits:
+    """Return all logits of some tokens more, [T, V]."""
     logits = model(mx.array([list(tokens)]), cache=cache)[0].astype(mx.float32)
     mx.eval(logits)
     return np.array(logits)

@@ -271,18 +271,6 @@ TINY: dict[str, dict[str, Any]] = {
         },
     },
     "mixtral": {"intermediate_size": 32},
-    "muse_spark": {
-        "text_config": {
-            "post_norm_eps": 1e-6,
-            "rope_parameters": _ROPE,
-            "layer_rope_theta": [10000.0, 0, 10000.0],
-            "layer_types": _LAYERS,
-            "final_logit_softcapping": 30.0,
-            "output_multiplier": 1.0,
-            "moe_hidden_size": 64,
-            "num_shared_experts": 0,
-        }
-    },
     "nemotron_h": {
         "hybrid_override_pattern": "ME*E",
         "mamba_num_heads": 4,
