@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-FormatName = Literal["float32", "affine", "mxfp4"]
+FormatName = Literal["float32", "bfloat16", "affine", "mxfp4"]
 N_EXPERTS, VOCABULARY = 8, 272
 
 COMMON: dict[str, Any] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -55,7 +56,7 @@ class PressureWatch:
     ) -> None:
         self._cache, self._pool, self._source, self._clock = cache, pool, source, clock
         self._full = tuple(pool.limits)
-        self._next_look = self._changed = -1e9
+        self._next_look = self._given_back_at = -math.inf
         self._calm_since: float | None = None
         self._calm_seconds = _CALM_SECONDS
         self.given_back = 0
@@ -72,7 +73,7 @@ class PressureWatch:
             self._take_again(now)
             return
         self._calm_since = None
-        if now - self._changed >= _SETTLE_SECONDS:
+        if now - self._given_back_at >= _SETTLE_SECONDS:
             self._give_back(_KEPT[level], now)
 
     def _give_back(self, kept: float, now: float) -> None:
@@ -84,7 +85,7 @@ class PressureWatch:
             self._calm_seconds = min(2 * self._calm_seconds, _LONGEST_CALM_SECONDS)
         self._cache.resize(fewer)
         self.given_back += 1
-        self._changed = now
+        self._given_back_at = now
 
     def _take_again(self, now: float) -> None:
         if self._calm_since is None:
@@ -92,4 +93,3 @@ class PressureWatch:
         is_calm = now - self._calm_since >= self._calm_seconds
         if is_calm and tuple(self._pool.limits) != self._full:
             self._cache.resize(self._full)
-            self._changed = now
