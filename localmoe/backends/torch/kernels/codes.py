@@ -14,40 +14,37 @@ INTERPRETS = tl.constexpr(bool(triton.knobs.runtime.interpret))
 
 @triton.jit
 def e4m3_values(codes):
-    """Return the F32 values of FP8 codes, uint8, over 2^8: those of NaN as 480 and -480."""
-    # E4M3's bits in F16's places: F16's exponents are 8 larger.
-    bits = (codes.to(tl.int8, bitcast=True).to(tl.int16) << 7) & -0x4080
-    return bits.to(tl.float16, bitcast=True).to(tl.float32)
+    """Return the F32 values of FP8 codes, uint32, over 2^8: those of NaN as 480 and -480."""
+    # In F32's places, whose exponents are 120 larger: the smallest become its subnormal numbers.
+    bits = ((codes << 24).to(tl.int32, bitcast=True) >> 4) & -0x78100000
+    return bits.to(tl.float32, bitcast=True) * 2.0**112
 
 
 @triton.jit
 def e2m1_values(codes, DOUBLED: tl.constexpr):
-    """Return the F32 values of codes of four bits, uint8 below 16: floats with two of exponent.
+    """Return the F32 values of the lowest four bits, uint32: floats with two of exponent.
 
     Twice of each where `DOUBLED`, for scales that are halved.
     """
-    # In F16's places, whose exponents are 14 larger; the smallest become its subnormal numbers.
-    bits = ((codes & 7).to(tl.uint16) << 9) | ((codes & 8).to(tl.uint16) << 12)
-    return bits.to(tl.float16, bitcast=True).to(tl.float32) * (32768.0 if DOUBLED else 16384.0)
+    bits = ((codes << 28).to(tl.int32, bitcast=True) >> 6) & -0x7E400000  # as above, 126 larger
+    return bits.to(tl.float32, bitcast=True) * (2.0**127 if DOUBLED else 2.0**126)
 
 
 @triton.jit
 def int4_values(codes):
-    """Return the F32 values of codes of four bits, uint8 below 16: the code less 8."""
+    """Return the F32 values of the lowest four bits, uint32: what they say less 8."""
     # 2^23 has a last bit of 1: no conversion, of which a GPU does few at a time.
-    bits = codes.to(tl.uint32) | 0x4B000000
-    return bits.to(tl.float32, bitcast=True) - 8388616.0
+    return ((codes & 15) | 0x4B000000).to(tl.float32, bitcast=True) - 8388616.0
 
 
 @triton.jit
 def exponents(codes, HALVED: tl.constexpr):
-    """Return 2^(code - 127) of bytes, or half of that; 255 of what is not halved is infinite."""
-    wide = codes.to(tl.uint32)
+    """Return 2^(code - 127) of bytes, uint32, or half of that; 255 not halved is infinite."""
     if HALVED:
         # The two least are below the normal numbers, whose exponent is 1.
-        bits = tl.where(wide < 2, (wide + 1) << 21, (wide - 1) << 23)
+        bits = tl.where(codes < 2, (codes + 1) << 21, (codes - 1) << 23)
     else:
-        bits = tl.where(wide == 0, 0x400000, wide << 23)
+        bits = tl.where(codes == 0, 0x400000, codes << 23)
     return bits.to(tl.float32, bitcast=True)
 
 

@@ -53,13 +53,13 @@ def load_floats(base, offsets, mask, DTYPE: tl.constexpr, ALIGNMENT: tl.constexp
 def load_scales(base, offsets, mask, LAYOUT: tl.constexpr):
     """Return scales as F32, exactly: floats, or bytes that stand for them."""
     if LAYOUT.scales.region.dtype == "F8_E4M3":
-        codes = tl.load(base + offsets, mask=mask, other=0)
+        codes = tl.load(base + offsets, mask=mask, other=0).to(tl.uint32)
         values = tl.where((codes & 0x7F) == 0x7F, float("nan"), e4m3_values(codes) * 256.0)
     elif LAYOUT.scales.region.dtype == "F8_E8M0":
-        codes = tl.load(base + offsets, mask=mask, other=0)
+        codes = tl.load(base + offsets, mask=mask, other=0).to(tl.uint32)
         values = tl.where(codes == 255, float("nan"), exponents(codes, False))
     elif LAYOUT.scales.region.dtype == "U8":
-        codes = tl.load(base + offsets, mask=mask, other=0)
+        codes = tl.load(base + offsets, mask=mask, other=0).to(tl.uint32)
         values = exponents(codes, LAYOUT.scales.halved)
     else:
         region: tl.constexpr = LAYOUT.scales.region

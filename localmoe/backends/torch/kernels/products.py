@@ -31,17 +31,22 @@ def multiply_plain(memory, stride, pairs, x, out, LAYOUT: tl.constexpr):
     [T, columns], `out` [P, rows of all pieces].
     """
     slot, base, row, pair, inputs = places(memory, stride, pairs, x, LAYOUT)
-    base = tl.multiple_of(base + LAYOUT.codes.start, LAYOUT.codes.alignment)
-    total = tl.zeros((LAYOUT.tile.rows, LAYOUT.tile.columns), tl.float32)
-    for first in range(0, LAYOUT.columns, LAYOUT.tile.columns):
-        column = first + tl.arange(0, LAYOUT.tile.columns)
+    ALIGNMENT: tl.constexpr = LAYOUT.codes.alignment
+    base = tl.multiple_of(base + LAYOUT.codes.start, ALIGNMENT)
+    ROWS: tl.constexpr = LAYOUT.tile.rows
+    COLUMNS: tl.constexpr = LAYOUT.tile.columns
+    total = tl.zeros((ROWS, COLUMNS), tl.float32)
+    for first in range(0, LAYOUT.columns, COLUMNS):
+        column = first + tl.arange(0, COLUMNS)
         is_there = column < LAYOUT.columns
         down, across = row.to(tl.int64) * LAYOUT.strides[0], column.to(tl.int64) * LAYOUT.strides[1]
         mask = (row < LAYOUT.rows)[:, None] & is_there[None, :]
         offsets = down[:, None] + across[None, :]
-        weights = load_floats(base, offsets, mask, LAYOUT.codes.dtype, LAYOUT.codes.alignment)
+        weights = load_floats(base, offsets, mask, LAYOUT.codes.dtype, ALIGNMENT)
         vector = load_floats(inputs, column, is_there, LAYOUT.dtype, LAYOUT.input_alignment)
-        total += rounded(weights, LAYOUT.dtype) * vector[None, :]
+        if LAYOUT.codes.dtype != LAYOUT.dtype:
+            weights = rounded(weights, LAYOUT.dtype)
+        total += weights * vector[None, :]
     store(tl.sum(total, axis=1), slot, row, pair, out, LAYOUT)
 
 
@@ -49,13 +54,15 @@ def multiply_plain(memory, stride, pairs, x, out, LAYOUT: tl.constexpr):
 def multiply_coded(memory, stride, pairs, x, out, LAYOUT: tl.constexpr):
     """Multiply matrices of codes with scales. Arguments are those of `multiply_plain`."""
     slot, base, row, pair, inputs = places(memory, stride, pairs, x, LAYOUT)
-    codes = tl.multiple_of(base + LAYOUT.codes.start, LAYOUT.codes.alignment)
+    ALIGNMENT: tl.constexpr = LAYOUT.codes.alignment
+    codes = tl.multiple_of(base + LAYOUT.codes.start, ALIGNMENT)
     row_read = tl.minimum(row, LAYOUT.rows - 1)
     row_start = row_read.to(tl.int64) * LAYOUT.strides[0]
+    ROWS: tl.constexpr = LAYOUT.tile.rows
     UNIT: tl.constexpr = LAYOUT.tile.unit
     UNITS: tl.constexpr = LAYOUT.tile.columns // UNIT
     BYTES: tl.constexpr = UNIT // 2 if LAYOUT.has_two_codes_a_byte else UNIT
-    total = tl.zeros((LAYOUT.tile.rows, UNITS, BYTES), tl.float32)
+    total = tl.zeros((ROWS, UNITS, BYTES), tl.float32)
     for first in range(0, LAYOUT.columns, LAYOUT.tile.columns):
         unit = first // UNIT + tl.arange(0, UNITS)
         byte = unit[:, None] * BYTES + tl.arange(0, BYTES)[None, :]
@@ -71,9 +78,10 @@ def multiply_coded(memory, stride, pairs, x, out, LAYOUT: tl.constexpr):
             found = tl.load(codes + offsets)
         is_there = column < LAYOUT.columns
         vector = load_floats(inputs, column, is_there, LAYOUT.dtype, LAYOUT.input_alignment)
+        found = found.to(tl.uint32)
         if LAYOUT.has_two_codes_a_byte:
             low, high = tl.split(tl.reshape(vector, (UNITS, BYTES, 2)))
-            total += terms(found & 15, scales, zeros, low, LAYOUT)
+            total += terms(found, scales, zeros, low, LAYOUT)
             total += terms(found >> 4, scales, zeros, high, LAYOUT)
         else:
             total += terms(found, scales, zeros, tl.reshape(vector, (UNITS, BYTES)), LAYOUT)
@@ -92,20 +100,21 @@ def places(memory, stride, pairs, x, LAYOUT: tl.constexpr):
     base = slot + (tile // LAYOUT.row_tiles).to(tl.int64) * LAYOUT.piece_nbytes
     row = (tile % LAYOUT.row_tiles) * LAYOUT.tile.rows + tl.arange(0, LAYOUT.tile.rows)
     inputs = x + tl.load(pairs[1] + pair).to(tl.int64) * LAYOUT.columns
-    inputs = inputs.to(tl.pointer_type(tl.uint8))
-    return slot, base, row, pair, tl.multiple_of(inputs, LAYOUT.input_alignment)
+    ALIGNMENT: tl.constexpr = LAYOUT.input_alignment
+    inputs = tl.multiple_of(inputs.to(tl.pointer_type(tl.uint8)), ALIGNMENT)
+    return slot, base, row, pair, inputs
 
 
 @triton.jit
 def scales_of(base, row, unit, LAYOUT: tl.constexpr):
     """Return the scale of each row and unit of columns, [rows, units, 1]."""
-    region: tl.constexpr = LAYOUT.scales.region
-    base_of_scales = tl.multiple_of(base + region.start, region.alignment)
+    ALIGNMENT: tl.constexpr = LAYOUT.scales.region.alignment
+    start = tl.multiple_of(base + LAYOUT.scales.region.start, ALIGNMENT)
     block = unit * LAYOUT.tile.unit // LAYOUT.scales.columns
     first = (row // LAYOUT.scales.rows).to(tl.int64) * LAYOUT.scales.per_row
     offsets = first[:, None] + block[None, :]
     is_there = (unit * LAYOUT.tile.unit < LAYOUT.columns)[None, :]
-    scales = load_scales(base_of_scales, offsets, is_there, LAYOUT)
+    scales = load_scales(start, offsets, is_there, LAYOUT)
     if LAYOUT.codes.dtype == "E4M3":
         scales = scales * 256.0
     if LAYOUT.scales.whole is not None:
@@ -135,7 +144,7 @@ def zeros_of(base, row, unit, LAYOUT: tl.constexpr):
         is_there = (unit * LAYOUT.tile.unit < LAYOUT.columns)[None, :]
         offsets = word * 4 + (row % 8 // 2)[:, None]
         packed = tl.load(base + LAYOUT.zeros.start + offsets, mask=is_there, other=0)
-        code = (packed >> (row % 2 * 4).to(tl.uint8)[:, None]) & 15
+        code = (packed.to(tl.uint32) >> (row % 2 * 4).to(tl.uint32)[:, None])
         zeros = int4_values(code)
     return zeros[:, :, None]
 

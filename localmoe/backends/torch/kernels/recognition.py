@@ -108,7 +108,9 @@ def _coded(source: ExpertSource, form: Format) -> Layout | Refusal:
         scales=_scales(scales, grid),
     )
     if isinstance(form, Int4):
-        return replace(layout, rounded=scales.dtype, zeros=more[0] if more else None)
+        # Twice to the same type is once.
+        rounded = scales.dtype if scales.dtype not in (layout.dtype, "F32") else ""
+        return replace(layout, rounded=rounded, zeros=more[0] if more else None)
     if isinstance(form, Fp4):
         return _four_bit_floats(layout, form, more[0] if more else None)
     return layout
@@ -120,8 +122,9 @@ def _scales(region: Region, grid: Grid) -> Scales:
 
 def _four_bit_floats(layout: Layout, form: Fp4, whole: Region | None) -> Layout:
     assert layout.scales is not None
+    rounded = "BF16" if form.to_bfloat16 and layout.dtype != "BF16" else ""
     scales = layout.scales._replace(halved=form.transposed, whole=whole, divides=form.divides)
-    return replace(layout, scales=scales, rounded="BF16" if form.to_bfloat16 else "")
+    return replace(layout, scales=scales, rounded=rounded)
 
 
 def _with_bias(
