@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from localmoe.cache.slots import share_slots, slots_nbytes
-from localmoe.errors import BudgetError
-from localmoe.planning.budget import SlotPlan, plan_fixed_slots, plan_memory
+from localmoe.planning.budget import SlotPlan, plan_fixed_slots, plan_memory, plan_shared
 from localmoe.planning.request import Request
 
 
@@ -17,14 +15,7 @@ def plan_slots(request: Request, budget_bytes: int, slots: int | None) -> SlotPl
     found = plan_memory(request, budget_bytes)
     if found.counts:
         return found
-    rest = found.plan.total_bytes - found.plan.slot_bytes
-    counts = share_slots(
-        request.classes,
-        [c.token_demand for c in request.classes],
-        lambda counts: rest + slots_nbytes(request.classes, counts) <= budget_bytes,
-    )
-    if counts is None:
-        raise BudgetError("the slots of one token's experts do not fit")
-    nbytes = slots_nbytes(request.classes, counts)
-    plan = replace(found.plan, slots=sum(counts), slot_bytes=nbytes)
-    return SlotPlan(plan, tuple(counts))
+    length = found.plan.prefill_chunk_tokens
+    chosen = [each for each in request.footprints if each.chunk_tokens == length]
+    alone = replace(request, footprints=chosen)
+    return plan_shared(alone, budget_bytes, [c.token_demand for c in request.classes])

@@ -11,8 +11,8 @@ import pytest
 
 from localmoe.cache.expert_cache import ExpertCache
 from localmoe.cache.planes import PlanePool, plane_classes
-from localmoe.cache.supply import FileSupply
 from localmoe.cache.slots import SlotClass
+from localmoe.cache.supply import FileSupply
 from localmoe.errors import BudgetError, UnsupportedModelError
 from localmoe.weights.catalog import ExpertKey, ExpertPart, Extent, MoeLayer
 from storage.disk import Disk

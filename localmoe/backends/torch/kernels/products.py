@@ -144,7 +144,7 @@ def zeros_of(base, row, unit, LAYOUT: tl.constexpr):
         is_there = (unit * LAYOUT.tile.unit < LAYOUT.columns)[None, :]
         offsets = word * 4 + (row % 8 // 2)[:, None]
         packed = tl.load(base + LAYOUT.zeros.start + offsets, mask=is_there, other=0)
-        code = (packed.to(tl.uint32) >> (row % 2 * 4).to(tl.uint32)[:, None])
+        code = packed.to(tl.uint32) >> (row % 2 * 4).to(tl.uint32)[:, None]
         zeros = int4_values(code)
     return zeros[:, :, None]
 
