@@ -8,33 +8,30 @@ taken to be kept: rather too much than too little.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from localmoe.errors import UnsupportedModelError
+from localmoe.planning.recurrent_state import DECAY, recurrent_state
 from localmoe.weights.checkpoint_config import CheckpointConfig
 from localmoe.weights.checkpoint_layout import CheckpointLayout
 
 DTYPE_NBYTES = {"BF16": 2, "F16": 2, "F32": 4}
-_KEPT = re.compile(r"(?:k_proj|v_proj\w*|kv_a_proj_with_mqa|kv_proj|wkv_a_with_mqa)\.weight")
+_KEPT = re.compile(
+    r"(?:k_proj|v_proj\w*|kv_proj|kv_a_proj_with_mqa|wk|wv|wkv|wkv_a_with_mqa|wk_dv|wv_dv)\.weight"
+)
 """Of what these give, all is kept."""
-_INDEX = re.compile(r"indexer\.(?:wk|k_proj)\.weight")
 _ALL_AT_ONCE = re.compile(r"(?:qkv_proj|query_key_value|Wqkv|qkv)\.weight")
 """Queries, keys and values from one matrix."""
+_SUMMARY = "compressor"
+"""In names of what makes one entry of several tokens; its entries count by their rate."""
 _WINDOWS = {
-    "sliding_attention": "sliding_window",
-    "hybrid_sliding": "sliding_window",
-    "chunked_attention": "attention_chunk_size",
+    "sliding_attention": ("sliding_window", "sliding_window_size"),
+    "hybrid_sliding": ("sliding_window", "sliding_window_size"),
+    "chunked_attention": ("attention_chunk_size",),
 }
-_RECURRENT = ("linear_attention", "mamba", "conv")
-_STATES = (
-    ("linear_num_value_heads", "linear_key_head_dim", "linear_value_head_dim"),
-    ("linear_num_heads", "linear_head_dim", "linear_head_dim"),
-    ("mamba_n_heads", "mamba_d_head", "mamba_d_state"),
-    ("mamba_num_heads", "mamba_head_dim", "ssm_state_size"),
-    ("hidden_size", "mamba_expand", "mamba_d_state"),
-)
-"""Sizes of a recurrent layer's state under the names of several families."""
-_STATE_NUMBER_NBYTES = 4
+RATES = "compress_rates"
+"""Tokens that become one entry, by kind of layer."""
 
 
 @dataclass(frozen=True)
@@ -54,47 +51,63 @@ def kept_context(layout: CheckpointLayout, tokens: int, step_tokens: int = 0) ->
 
     Raises ModelFormatError, UnsupportedModelError.
     """
-    config = layout.config
-    widths = _widths(layout)
-    types = _layer_types(config)
-    n_layers = config.n_layers or max(widths, default=-1) + 1
-    if not any(widths.values()):
+    config, found = layout.config, _Widths(layout)
+    if not any(found.widths.values()):
         raise UnsupportedModelError(
             f"what a {config.model_type} keeps of its context cannot be told: no tensor has a name "
             "that keys and values are known by. localmoe run finds it out with torch."
         )
-    state = _state_nbytes(config)
+    types = _layer_types(config)
+    state = recurrent_state(layout)
     nbytes = DTYPE_NBYTES[config.dtype]
-    found = []
-    for layer in range(n_layers):
+    layers = []
+    for layer in range(max(found.widths) + 1):
+        if layer in found.recurrent:
+            layers.append(state.nbytes if state else 0)
+            continue
         kind = types[layer] if layer < len(types) else ""
-        if kind in _RECURRENT or not widths.get(layer):
-            found.append(state if kind in _RECURRENT else 0)
-            continue
-        window = _window(config, kind)
-        held = min(tokens, window - 1 + step_tokens) if window else tokens
-        found.append(held * widths[layer] * nbytes)
-    return KeptContext(tuple(found))
+        held = _held(config, kind, tokens, step_tokens)
+        layers.append(held * found.widths.get(layer, 0) * nbytes)
+    return KeptContext(tuple(layers))
 
 
-def _widths(layout: CheckpointLayout) -> dict[int, int]:
-    """Return how many numbers each layer keeps of a token."""
-    widths: dict[int, int] = {}
-    start = f"{layout.stack}." if layout.stack else ""
-    for weight in layout.resident:
-        number, _, rest = weight.name.removeprefix(start).partition(".")
-        if not weight.name.startswith(start) or not number.isdecimal() or not weight.shape:
-            continue
-        width = _kept_width(rest, weight.shape[0], layout.config)
-        widths[int(number)] = widths.get(int(number), 0) + width
-    return widths
+def _held(config: CheckpointConfig, kind: str, tokens: int, step_tokens: int) -> int:
+    """Return of how many tokens a layer of this kind keeps something."""
+    names = _WINDOWS.get(kind)
+    window = config.number(*names) if names else None
+    if window:
+        return min(tokens, window - 1 + step_tokens)
+    rates = config.text.get(RATES)
+    rate = rates.get(kind) if isinstance(rates, Mapping) else None
+    if type(rate) is int and rate > 0:
+        return min(tokens, (config.number("sliding_window") or 0) + tokens // rate)
+    return tokens
+
+
+class _Widths:
+    """How many numbers each layer keeps of a token, and which layers keep a state instead."""
+
+    def __init__(self, layout: CheckpointLayout) -> None:
+        self.widths: dict[int, int] = {}
+        self.recurrent: set[int] = set()
+        start = f"{layout.stack}." if layout.stack else ""
+        for weight in layout.resident:
+            number, _, rest = weight.name.removeprefix(start).partition(".")
+            if weight.name.startswith(start) and number.isdecimal() and weight.shape:
+                layer, width = int(number), _kept_width(rest, weight.shape[0], layout.config)
+                self.widths[layer] = self.widths.get(layer, 0) + width
+                if rest.endswith(DECAY):
+                    self.recurrent.add(layer)
 
 
 def _kept_width(name: str, n_rows: int, config: CheckpointConfig) -> int:
-    end = ".".join(name.split(".")[-3:])
-    if _INDEX.search(end) or _KEPT.fullmatch(".".join(name.split(".")[-2:])):
+    words = name.split(".")
+    if _SUMMARY in words:
+        return 0
+    end = ".".join(words[-2:])
+    if _KEPT.fullmatch(end):
         return n_rows
-    if not _ALL_AT_ONCE.fullmatch(".".join(name.split(".")[-2:])):
+    if not _ALL_AT_ONCE.fullmatch(end):
         return 0
     heads = config.number("num_attention_heads") or 1
     kept = config.number("num_key_value_heads") or heads
@@ -104,17 +117,3 @@ def _kept_width(name: str, n_rows: int, config: CheckpointConfig) -> int:
 def _layer_types(config: CheckpointConfig) -> list[str]:
     found = config.text.get("layer_types") or config.text.get("layers_block_type") or []
     return [str(kind) for kind in found] if isinstance(found, list) else []
-
-
-def _window(config: CheckpointConfig, kind: str) -> int | None:
-    name = _WINDOWS.get(kind)
-    return config.number(name) if name else None
-
-
-def _state_nbytes(config: CheckpointConfig) -> int:
-    for names in _STATES:
-        sizes = [config.number(name) for name in names]
-        if all(sizes):
-            heads, rows, columns = (size or 0 for size in sizes)
-            return heads * rows * columns * _STATE_NUMBER_NBYTES
-    return 0
