@@ -20,7 +20,7 @@ _REBUILD = (
 _BUILD_CALLBACK = "pip install --force-reinstall --no-cache-dir --no-deps localmoe"
 _COMPILERS = ("cc", "gcc", "clang")
 _OTHERS = ("mlx",)
-_TORCH_MINORS = {"torch": (2, 13), "transformers": (5, 23), "safetensors": (0, 5)}
+TORCH_MINORS = {"torch": (2, 13), "transformers": (5, 23), "safetensors": (0, 5)}
 """The least minor version of each package that the torch engine was tested with."""
 _EXACT = "transformers"
 """The next minor version of it renames an argument that every step passes."""
@@ -86,13 +86,13 @@ def check_torch(system: System, *, is_needed: bool) -> Check:
     """Look for what runs safetensors checkpoints; `is_needed`: MODEL is one."""
     name = "torch engine"
     complain = stops if is_needed else better
-    found = {package: system.version(package) for package in _TORCH_MINORS}
+    found = {package: system.version(package) for package in TORCH_MINORS}
     missing = [package for package, version in found.items() if version is None]
     if missing:
         said = f"{', '.join(missing)} not installed: safetensors checkpoints do not run"
         return complain(name, said, INSTALL_TORCH)
     said = ", ".join(f"{package} {version}" for package, version in found.items())
-    for package, least in _TORCH_MINORS.items():
+    for package, least in TORCH_MINORS.items():
         minor = _minor(found[package] or "")
         if minor < least or (package == _EXACT and minor != least):
             wanted = ".".join(map(str, least)) + ("" if package == _EXACT else " or later")

@@ -26,7 +26,7 @@ from localmoe.weights.checkpoint_layout import CheckpointLayout, read_layout
 
 CHUNKS = (LONGEST_CHUNK, 256, 128, 64, 32, 16, 8, 1)
 """Lengths of steps that the torch engine takes."""
-PROGRAM_BYTES = 360 << 20
+PROGRAM_BYTES = 450 << 20
 """What Python with torch and transformers holds before a model is there."""
 _REFUSED = ("minimax", "qwen3_omni_moe", "qwen3_omni_moe_thinker")
 """Kinds of models whose experts can be found, and that the torch engine cannot run."""

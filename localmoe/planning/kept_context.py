@@ -13,8 +13,9 @@ from dataclasses import dataclass
 
 from localmoe.errors import UnsupportedModelError
 from localmoe.planning.recurrent_state import DECAY, recurrent_state
-from localmoe.weights.checkpoint_config import CheckpointConfig
+from localmoe.weights.checkpoint_config import MAX_LAYERS, CheckpointConfig
 from localmoe.weights.checkpoint_layout import CheckpointLayout
+from localmoe.weights.expert_names import layer_place
 
 DTYPE_NBYTES = {"BF16": 2, "F16": 2, "F32": 4}
 _KEPT = re.compile(
@@ -90,14 +91,14 @@ class _Widths:
     def __init__(self, layout: CheckpointLayout) -> None:
         self.widths: dict[int, int] = {}
         self.recurrent: set[int] = set()
-        start = f"{layout.stack}." if layout.stack else ""
         for weight in layout.resident:
-            number, _, rest = weight.name.removeprefix(start).partition(".")
-            if weight.name.startswith(start) and number.isdecimal() and weight.shape:
-                layer, width = int(number), _kept_width(rest, weight.shape[0], layout.config)
-                self.widths[layer] = self.widths.get(layer, 0) + width
-                if rest.endswith(DECAY):
-                    self.recurrent.add(layer)
+            stack, layer = layer_place(weight.name) or ("", MAX_LAYERS)
+            if stack != layout.stack or layer >= MAX_LAYERS or not weight.shape:
+                continue
+            width = _kept_width(weight.name, weight.shape[0], layout.config)
+            self.widths[layer] = self.widths.get(layer, 0) + width
+            if weight.name.endswith(DECAY):
+                self.recurrent.add(layer)
 
 
 def _kept_width(name: str, n_rows: int, config: CheckpointConfig) -> int:

@@ -14,7 +14,7 @@ _MATRICES = {
     **{"fc1": "gate_up", "fc2": "down", "input_linear": "gate_up", "output_linear": "down"},
 }
 """What a matrix of an expert is, by the words that checkpoints have for it."""
-_EACH = re.compile(r"(?P<group>(?:.+\.)?experts)\.(?P<expert>\d{1,6})\.(?P<rest>.+)")
+_EACH = re.compile(r"(?P<group>(?:.+\.)?experts)\.(?P<expert>[0-9]{1,6})\.(?P<rest>.+)")
 _ALL = re.compile(r"(?P<group>(?:.+\.)?experts)\.(?P<rest>.+)")
 _OWN_MODULE = re.compile(
     r"(?P<group>.+\.block_sparse_moe)\.(?P<rest>(?:in|out)put_linear\.weight)"
@@ -52,7 +52,7 @@ def layer_place(name: str) -> tuple[str, int] | None:
     """Return the stack of layers that a weight is in, and the number of its layer."""
     words = name.split(".")
     for place, word in enumerate(words):
-        if word.isdecimal() and len(word) <= 6:
+        if word.isascii() and word.isdecimal() and len(word) <= 6:
             return ".".join(words[:place]), int(word)
     return None
 
