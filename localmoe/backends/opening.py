@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,16 @@ from localmoe.settings import EngineName, Progress, Settings
 from localmoe.weights.checkpoint_kind import is_mlx, is_safetensors
 
 Open = Callable[[Path, Settings, Progress | None], MeasuredEngine]
+
+
+TORCH_PACKAGES = ("torch", "transformers", "safetensors")
+"""What the torch engine needs beside localmoe."""
+INSTALL_TORCH = "pip install 'localmoe[torch]'"
+
+
+def missing_torch_packages() -> list[str]:
+    """Return those that are not installed; none of them is imported."""
+    return [name for name in TORCH_PACKAGES if importlib.util.find_spec(name) is None]
 
 
 def engine_name(path: Path | None, wanted: EngineName | None = None) -> EngineName:
@@ -61,11 +72,11 @@ def _torch_load() -> Open:
     try:
         import localmoe.backends.torch.load as torch_load
     except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] not in ("torch", "transformers", "safetensors"):
+        if (error.name or "").split(".")[0] not in TORCH_PACKAGES:
             raise
         raise EngineError(
             f"safetensors checkpoints need the package {error.name}, which is not installed: "
-            "pip install 'localmoe[torch]' (on a machine without a GPU, install torch's CPU build "
+            f"{INSTALL_TORCH} (on a machine without a GPU, install torch's CPU build "
             "first: https://pytorch.org/get-started/locally)"
         ) from error
     return torch_load.load
