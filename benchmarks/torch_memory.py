@@ -58,7 +58,7 @@ tokenizer = Tokenizer(models.BPE({letter: i for i, letter in enumerate(letters)}
 tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(), decoders.ByteLevel()
 tokenizer.save(sys.argv[1] + "/tokenizer.json")
 """
-BUDGETS_MIB = (640, 800, 1100)
+BUDGETS_MIB = (700, 850, 1200)
 """The last one holds all experts."""
 
 

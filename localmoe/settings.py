@@ -14,8 +14,9 @@ Progress = Callable[[str, int, int], None]
 """Called with (stage, done, total) while something takes long; `total` may grow."""
 KvType = Literal["f16", "q8_0", "q4_0"]
 """How keys and values of the context are kept: 2, 1.0625 or 0.5625 bytes per number."""
-EngineName = Literal["llama", "torch"]
-"""Who computes: llama.cpp for GGUF files, torch with transformers for safetensors checkpoints."""
+EngineName = Literal["llama", "torch", "mlx"]
+"""Who computes: llama.cpp for GGUF files; torch with transformers, or MLX with mlx-lm, for
+safetensors checkpoints."""
 DeviceName = Literal["cpu", "cuda"]
 """Where the torch engine computes."""
 PolicyName = Literal["next-use", "lru", "lfu", "lrfu", "slru", "two-queue", "least-stale", "static"]
@@ -55,7 +56,7 @@ class Settings:
     compiled: bool = True
     """Whether the compiled callback serves single tokens, where it was built. Same bits, faster."""
     engine: EngineName | None = None
-    """None: the one for the files that the model has."""
+    """None: the one for the files that the model has, on this machine."""
     device: DeviceName | None = None
     """For the torch engine. None: the GPU, where torch can use one."""
     vram_bytes: int | None = None

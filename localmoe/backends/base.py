@@ -224,6 +224,16 @@ class WatchedEngine(Protocol):
         ...
 
 
+@runtime_checkable
+class NotedEngine(Protocol):
+    """An engine that may run in a way that a user would want to change."""
+
+    @property
+    def note(self) -> str:
+        """How it runs, and why, in a line; empty: as it should."""
+        ...
+
+
 class MeasuredEngine(Engine, WatchedEngine, Protocol):
     """An engine of this project: what benchmarks look at besides."""
 

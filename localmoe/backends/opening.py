@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,16 +11,33 @@ from pathlib import Path
 from localmoe.backends.base import Engine, MeasuredEngine
 from localmoe.errors import EngineError
 from localmoe.settings import EngineName, Progress, Settings
-from localmoe.weights.checkpoint_kind import is_safetensors
+from localmoe.weights.checkpoint_kind import is_mlx, is_safetensors
 
 Open = Callable[[Path, Settings, Progress | None], MeasuredEngine]
+
+
+TORCH_PACKAGES = ("torch", "transformers", "safetensors")
+"""What the torch engine needs beside localmoe."""
+INSTALL_TORCH = "pip install 'localmoe[torch]'"
+
+
+def missing_torch_packages() -> list[str]:
+    """Return those that are not installed; none of them is imported."""
+    return [name for name in TORCH_PACKAGES if importlib.util.find_spec(name) is None]
 
 
 def engine_name(path: Path | None, wanted: EngineName | None = None) -> EngineName:
     """Return the engine for a model: the one that is wanted, or the one for files of its kind."""
     if wanted:
         return wanted
-    return "torch" if path is not None and is_safetensors(path) else "llama"
+    if path is None or not is_safetensors(path):
+        return "llama"
+    return "mlx" if is_apple_silicon() or is_mlx(path) else "torch"
+
+
+def is_apple_silicon() -> bool:
+    """Whether MLX has a GPU of Apple's here."""
+    return platform.system() == "Darwin" and platform.machine() == "arm64"
 
 
 @contextmanager
@@ -27,8 +46,9 @@ def opening(path: Path | None, wanted: EngineName | None = None) -> Iterator[Ope
 
     Other imports may go on meanwhile. Raises EngineError where the engine is not installed.
     """
-    if engine_name(path, wanted) == "torch":
-        yield _torch_load()
+    name = engine_name(path, wanted)
+    if name != "llama":
+        yield _torch_load() if name == "torch" else _mlx_load()
         return
     from localmoe.backends.llama.dry_run import DryRunChild
 
@@ -52,11 +72,28 @@ def _torch_load() -> Open:
     try:
         import localmoe.backends.torch.load as torch_load
     except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] not in ("torch", "transformers", "safetensors"):
+        if (error.name or "").split(".")[0] not in TORCH_PACKAGES:
             raise
         raise EngineError(
             f"safetensors checkpoints need the package {error.name}, which is not installed: "
-            "pip install 'localmoe[torch]' (on a machine without a GPU, install torch's CPU build "
+            f"{INSTALL_TORCH} (on a machine without a GPU, install torch's CPU build "
             "first: https://pytorch.org/get-started/locally)"
         ) from error
     return torch_load.load
+
+
+def _mlx_load() -> Open:
+    try:
+        import localmoe.backends.mlx.load as mlx_load
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] not in ("mlx", "mlx_lm", "transformers"):
+            raise
+        raise EngineError(
+            f"the MLX engine needs the package {error.name}, which is not installed: "
+            "pip install 'localmoe[mlx]'"
+        ) from error
+    except ValueError as error:  # mlx_lm sets limits of the process when it is imported
+        raise EngineError(
+            f"mlx_lm cannot be imported: {error}. It wants to open 4096 files (ulimit -Hn)"
+        ) from error
+    return mlx_load.load

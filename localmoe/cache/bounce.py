@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from queue import SimpleQueue
 from typing import NamedTuple
 
-from localmoe.cache.memory import HostMemory
+from localmoe.cache.memory import HostMemory, Memory
 from localmoe.weights.catalog import ExpertPart, MoeLayer
 
 WARM_THREADS = 2
@@ -20,7 +20,7 @@ BOUNCE_NBYTES = 1 << 20
 class Bounce(NamedTuple):
     """One buffer: `nbytes`, whole pages, from `start` of `memory` on."""
 
-    memory: HostMemory
+    memory: Memory
     start: int
     nbytes: int
 
@@ -50,11 +50,13 @@ class BounceBuffers:
         self._memory.close()
 
 
-def buffers_needed(layers: Iterable[MoeLayer], workers: int) -> int:
+def buffers_needed(layers: Iterable[MoeLayer], workers: int, tight: bool = False) -> int:
     """Return how many buffers a cache has that reads these layers with so many workers.
 
-    One for each thread that may read; none where every part lies expert after expert. A budget
-    counts BOUNCE_NBYTES for each.
+    One for each thread that may read; none where every part lies expert after expert, and has
+    slack around it in its slot (is not `tight`). A budget counts BOUNCE_NBYTES for each.
     """
-    whole = all(isinstance(part, ExpertPart) for layer in layers for part in layer.parts)
+    whole = not tight and all(
+        isinstance(part, ExpertPart) for layer in layers for part in layer.parts
+    )
     return 0 if whole else workers + WARM_THREADS

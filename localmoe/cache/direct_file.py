@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 
 from localmoe.cache.bounce import Bounce
-from localmoe.cache.memory import HostMemory, round_up
+from localmoe.cache.memory import Memory, round_up
 from localmoe.errors import ExpertReadError, ModelNotFoundError
 from localmoe.weights.catalog import Extent
 
@@ -45,7 +45,7 @@ class DirectFile:
         """The open file, for direct reads by other means; None where `read` is the only way."""
         return self._fd if self.direct and self._preadv is os.preadv else None
 
-    def read(self, memory: HostMemory, start: int, offset: int, nbytes: int) -> None:
+    def read(self, memory: Memory, start: int, offset: int, nbytes: int) -> None:
         """Fill memory[start : start + nbytes] from the file at `offset`.
 
         O_DIRECT reads the enclosing aligned range. Where `start` and `offset` agree modulo the
@@ -68,7 +68,7 @@ class DirectFile:
             self._drop_pages(offset, nbytes)
 
     def read_apart(
-        self, memory: HostMemory, start: int, offset: int, nbytes: int, bounce: Bounce
+        self, memory: Memory, start: int, offset: int, nbytes: int, bounce: Bounce
     ) -> None:
         """Fill memory[start : start + nbytes] and write nothing around it, wherever that lies.
 
@@ -92,7 +92,7 @@ class DirectFile:
             os.close(self._fd)
             self._fd = -1
 
-    def _fill(self, memory: HostMemory, room: range, offset: int, needed: int) -> bool:
+    def _fill(self, memory: Memory, room: range, offset: int, needed: int) -> bool:
         """Read at least `needed` bytes to the start of `room`; False if the file ends before."""
         done = 0
         while done < needed:

@@ -54,9 +54,9 @@ class ExpertCache:
         self._settle = [policy.settle for policy in self._policies]
         evicts = [policy.keeps_order for policy in self._policies]
         files = supply if isinstance(supply, FileSupply) else None
-        self.compiled = CompiledExperts.make(library, layers, files, self.settle, evicts)
+        args = (layers, files, self.settle, evicts)
+        self.compiled = o.compiled = CompiledExperts.make(library, *args)
         """The tables that compiled code serves single tokens from, where it does."""
-        o.compiled = self.compiled
 
     @property
     def placement(self) -> Placement:
@@ -104,13 +104,13 @@ class ExpertCache:
     def resize(self, limits: Sequence[int]) -> None:
         """Use so many slots of each size class from now on: memory is lent, or comes back.
 
-        Experts that lie beyond are forgotten. Raises BudgetError while any are held.
+        Experts whose slots do not keep them are forgotten. Raises BudgetError while any are held.
         """
         if self._pins or any(self._lent):
             raise BudgetError("experts are in use: their slots cannot be lent")
         self.occupancy.take_over()
         self._pool.stop_growing()
-        for key in self.occupancy.beyond(limits):
+        for key in self.occupancy.beyond(self._pool.kept(limits)):
             self._evict(key)
         self.occupancy.resize(limits)
         self._pool.set_limits(limits)

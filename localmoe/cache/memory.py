@@ -6,6 +6,7 @@ import ctypes
 import mmap
 import sys
 from collections.abc import Callable
+from typing import Protocol
 
 from localmoe.errors import BudgetError
 
@@ -28,6 +29,26 @@ CAN_RELEASE = sys.platform == "linux"
 def round_up(value: int, step: int) -> int:
     """Return the smallest multiple of `step` that is not below `value`."""
     return -(-value // step) * step
+
+
+class Memory(Protocol):
+    """Memory that slots lie in. Positions in it are bytes from `address` on."""
+
+    address: int
+    nbytes: int
+    view: memoryview
+
+    def touch(self, start: int, stop: int) -> None:
+        """See HostMemory."""
+        ...
+
+    def release(self, start: int, stop: int) -> None:
+        """See HostMemory."""
+        ...
+
+    def close(self) -> None:
+        """See HostMemory."""
+        ...
 
 
 class HostMemory:

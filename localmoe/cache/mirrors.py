@@ -9,7 +9,7 @@ import threading
 from collections.abc import Sequence
 
 from localmoe.cache.direct_file import DirectFile
-from localmoe.cache.memory import HostMemory
+from localmoe.cache.memory import Memory
 from localmoe.errors import ExpertReadError, SettingsError
 
 _log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ class MirroredFile(DirectFile):
         """Nobody but `read` knows which copy to take."""
         return None
 
-    def read(self, memory: HostMemory, start: int, offset: int, nbytes: int) -> None:
+    def read(self, memory: Memory, start: int, offset: int, nbytes: int) -> None:
         """Fill memory as `DirectFile.read` does, from any copy."""
         while True:
             copy = self._take(nbytes)

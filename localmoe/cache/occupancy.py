@@ -86,6 +86,11 @@ class Occupancy:
         for free, before, limit in zip(self.free, self._pool.limits, limits, strict=True):
             free[:] = [*range(before, limit)[::-1], *(slot for slot in free if slot < limit)]
 
+    @property
+    def is_watched(self) -> bool:
+        """Whether somebody has requests told."""
+        return self.counters.watch is not None
+
     def watch(self, watch: ExpertWatch | None) -> Collection[ExpertKey]:
         """Have requests told from now on; None: no more. Returns who is in a slot, a view."""
         self.note()

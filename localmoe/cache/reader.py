@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 
 from localmoe.cache.bounce import BounceBuffers
 from localmoe.cache.direct_file import DirectFile, pieces
-from localmoe.cache.memory import HostMemory, round_up
+from localmoe.cache.memory import Memory, round_up
 from localmoe.cache.ring import Ring, open_ring
 from localmoe.errors import ExpertReadError
 from localmoe.weights.catalog import ExpertKey, Extent
@@ -144,7 +144,7 @@ def announce(jobs: Iterable[Job]) -> None:
 class RingReads:
     """Reads through io_uring, seen to have ended when somebody looks."""
 
-    def __init__(self, ring: Ring, files: Mapping[str, DirectFile], memory: HostMemory) -> None:
+    def __init__(self, ring: Ring, files: Mapping[str, DirectFile], memory: Memory) -> None:
         self._ring, self._files, self._memory = ring, files, memory
         self._direct = {
             path: (file.descriptor, file.block)
@@ -211,7 +211,7 @@ class RingReads:
 
 def read_now(
     files: Mapping[str, DirectFile],
-    memory: HostMemory,
+    memory: Memory,
     job: Job,
     buffers: BounceBuffers | None = None,
 ) -> None:
@@ -240,7 +240,7 @@ class Reader:
     """
 
     def __init__(
-        self, files: Mapping[str, DirectFile], memory: HostMemory, workers: int, buffers: int = 0
+        self, files: Mapping[str, DirectFile], memory: Memory, workers: int, buffers: int = 0
     ) -> None:
         """`buffers`: how many reads apart may go on at once; none can where there are none."""
         self._files, self._memory = files, memory

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from localmoe.cache.memory import HUGE_PAGE_NBYTES, HostMemory, round_up
+from localmoe.cache.memory import HUGE_PAGE_NBYTES, HostMemory, Memory, round_up
 from localmoe.errors import BudgetError
 from localmoe.weights.catalog import ExpertKey, MoeLayer
 
@@ -46,6 +46,18 @@ class SlotClass:
     def widest_demand(self) -> int:
         """The most experts that one layer of this class can ask for in one step."""
         return max(layer.n_experts for layer in self.layers)
+
+
+@dataclass
+class Lane:
+    """One part of a layer's experts, over all slots: slot s has it at start + s * stride, in bytes.
+
+    `tight`: nothing around it may be written. Else there is slack of a block of direct reads.
+    """
+
+    start: int
+    stride_nbytes: int
+    tight: bool = False
 
 
 def slot_classes(layers: Sequence[MoeLayer], block: int) -> tuple[SlotClass, ...]:
@@ -112,17 +124,25 @@ class SlotLayout:
     there may be now, fewer than `counts` while memory is lent.
     """
 
+    tight = False
+    """Whether parts lie so close that nothing around one may be written."""
+
     def __init__(self, classes: Sequence[SlotClass], counts: Sequence[int]) -> None:
         self.classes, self.counts = tuple(classes), tuple(counts)
         self.limits = list(counts)
         self._starts: list[int] = []
         self._class_of = {m.layer: i for i, c in enumerate(classes) for m in c.layers}
-        self.nbytes = 0
+        self._nbytes = 0
         for slot_class, count in zip(classes, counts, strict=True):
             if count < 1:
                 raise BudgetError("every size class of experts needs at least one slot")
-            self._starts.append(self.nbytes)
-            self.nbytes = round_up(self.nbytes + slot_class.stride_nbytes * count, 4096)
+            self._starts.append(self._nbytes)
+            self._nbytes = round_up(self._nbytes + slot_class.stride_nbytes * count, 4096)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all slots."""
+        return self._nbytes
 
     def set_limits(self, limits: Sequence[int]) -> None:
         """Have so many slots of each class; nobody may use those beyond."""
@@ -157,15 +177,34 @@ class SlotLayout:
         remainder = layer.parts[part].remainder(block)
         return start + (remainder if remainder % _MATRIX_ALIGNMENT_NBYTES == 0 else 0)
 
+    def lanes(self, layer: MoeLayer, block: int) -> tuple[Lane, ...]:
+        """Return where each of a layer's parts lies in the slots; see `data_start`."""
+        index = self.class_index(layer.layer)
+        stride = self.classes[index].stride_nbytes
+        return tuple(
+            Lane(self.start(index, 0) + self.data_start(layer, part, block), stride)
+            for part in range(len(layer.parts))
+        )
+
+    def kept(self, limits: Sequence[int]) -> Sequence[int]:
+        """Return how many slots of each class keep what they hold if there are so many of each."""
+        return limits
+
 
 class SlotPool(SlotLayout):
     """Slots in host memory, which takes room as it is touched."""
 
-    def __init__(self, classes: Sequence[SlotClass], counts: Sequence[int]) -> None:
+    def __init__(
+        self,
+        classes: Sequence[SlotClass],
+        counts: Sequence[int],
+        make_memory: Callable[[int, int], Memory] = HostMemory,
+    ) -> None:
+        """`make_memory` is called with bytes of slots, and of what must be readable after them."""
         super().__init__(classes, counts)
         # An engine that is stopped in mid-layer may still look up expert numbers as slot numbers.
         guard = max(c.stride_nbytes * c.widest_demand for c in classes)
-        self.memory = HostMemory(self.nbytes, guard_nbytes=guard)
+        self.memory = make_memory(self._nbytes, guard)
         self._stopping = False
         self._growth: threading.Thread | None = None
 

@@ -55,7 +55,8 @@ class FileSupply:
         layers = tuple(layers)
         self.pool, self.files = pool, files
         self.placement = Placement(layers, pool, max(file.block for file in files.values()))
-        self._reader = Reader(files, pool.memory, workers, buffers_needed(layers, workers))
+        buffers = buffers_needed(layers, workers, pool.tight)
+        self._reader = Reader(files, pool.memory, workers, buffers)
 
     def bring(self, loads: Iterable[Load]) -> None:
         """See Supply."""

@@ -73,6 +73,30 @@ class Sweep:
                 self._begin(step)
         self._swept.add(part)
 
+    def groups(self) -> Iterator[Mapping[int, int]]:
+        """Yield groups of experts of which all parts are in place: instead of `passes`.
+
+        What was yielded must have been used when the next group is asked for. Raises
+        ExpertReadError.
+        """
+        parts = range(self._n_parts)
+        for group in range(len(self._groups))[: len(self._banks)]:
+            self._begin_whole(group)
+        if self._held.slots:
+            for part in parts:
+                self._held.wait(part)
+            yield self._held.slots
+        for group in range(len(self._groups)):
+            for part in parts:
+                for load in self._loads[part, group]:
+                    load.wait(0)
+            yield self._slots_of(group)
+            for part in parts:
+                del self._loads[part, group]
+            if group + len(self._banks) < len(self._groups):
+                self._begin_whole(group + len(self._banks))
+        self._swept.update(parts)
+
     def close(self) -> None:
         """Wait for reads under way, then give the slots back. May be called twice."""
         for loads in self._loads.values():
@@ -94,6 +118,10 @@ class Sweep:
     def _slots_of(self, group: int) -> dict[int, int]:
         bank = self._banks[group % len(self._banks)]
         return dict(zip(self._groups[group], bank, strict=False))
+
+    def _begin_whole(self, group: int) -> None:
+        for part in range(self._n_parts):
+            self._begin((part, group))
 
     def _begin(self, step: _Step) -> None:
         """Start the reads of a group's part, unless they are under way."""

@@ -15,42 +15,46 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from localmoe.cli.model_argument import model_path, typed_hub_name
+from localmoe.cli.model_argument import model_path, model_title, typed_hub_name
 from localmoe.cli.progress import progress_bar
 from localmoe.cli.terminal import console_for, without_controls
 from localmoe.errors import ModelNotFoundError
 from localmoe.planning.sizes import format_nbytes
+from localmoe.weights.checkpoint_kind import is_safetensors
 from localmoe.weights.hub_names import HubName
 
 HELP = """Show what a model's header says: its form, its sizes, its tokenizer and chat template.
 
-MODEL is a file, a folder, or a name on Hugging Face; of one that was not pulled only the header \
-is fetched, some megabytes.
+MODEL is a GGUF file, the folder of a safetensors checkpoint, or a name on Hugging Face; of one \
+that was not pulled only headers are fetched, some megabytes.
 
 \b
 Examples:
   localmoe inspect big.gguf
   localmoe inspect big.gguf --tensors
   localmoe inspect unsloth/GLM-4.7-GGUF:Q4_K_M --json
+  localmoe inspect Qwen/Qwen3-30B-A3B
 """
 _TEMPLATE_LINES = 4
 
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="A GGUF file, or OWNER/REPO[:QUANT].")]
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL", help="A GGUF file, a safetensors folder, or OWNER/REPO[:QUANT]."
+    ),
+]
 Tensors = Annotated[bool, typer.Option("--tensors", help="List every tensor.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
 def inspect_model(model: Model, tensors: Tensors = False, as_json: AsJson = False) -> None:
     """Read the headers, show them."""
-    from localmoe.weights.description import describe_model, describe_tensors
-    from localmoe.weights.gguf import build_catalog
-    from localmoe.weights.shards import read_shards
-
     with header_file(model) as path:
-        headers = read_shards(path)
-        catalog = build_catalog(headers)
-        answer = describe_model(headers, catalog)
-        rows = describe_tensors(headers, catalog) if tensors else []
+        if is_safetensors(path):
+            answer, rows = _checkpoint(path, tensors)
+            answer["name"] = model_title(model, path)
+        else:
+            answer, rows = _gguf(path, tensors)
     if as_json:
         typer.echo(json.dumps({**answer, "tensors": rows} if tensors else answer))
         return
@@ -59,6 +63,29 @@ def inspect_model(model: Model, tensors: Tensors = False, as_json: AsJson = Fals
     _show_template(console, answer["chat_template"])
     for row in rows:
         console.print(Text(_line(row)))
+
+
+def _gguf(path: Path, tensors: bool) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    from localmoe.weights.description import describe_model, describe_tensors
+    from localmoe.weights.gguf import build_catalog
+    from localmoe.weights.shards import read_shards
+
+    headers = read_shards(path)
+    catalog = build_catalog(headers)
+    rows = describe_tensors(headers, catalog) if tensors else []
+    return describe_model(headers, catalog), rows
+
+
+def _checkpoint(path: Path, tensors: bool) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    from localmoe.weights.checkpoint_description import (
+        describe_checkpoint,
+        describe_stored_tensors,
+    )
+    from localmoe.weights.checkpoint_layout import read_layout
+
+    layout = read_layout(path)
+    rows = describe_stored_tensors(layout) if tensors else []
+    return describe_checkpoint(layout), rows
 
 
 @contextmanager

@@ -12,6 +12,9 @@ import typer
 from localmoe.errors import ModelNotFoundError
 from localmoe.weights.hub_names import HubName, parse_hub_name
 
+_CACHED = "models--"
+"""How the hub's cache calls the folder of a repository: models--OWNER--REPO."""
+
 
 def model_path(text: str | Path) -> Path:
     """Return the file that is meant. Raises ModelNotFoundError, HubError.
@@ -40,6 +43,22 @@ def typed_hub_name(text: str) -> HubName | None:
     return parse_hub_name(text)
 
 
+def model_title(text: str, path: Path) -> str:
+    """Return what a safetensors checkpoint is called that was written so, and lies there.
+
+    Its files have the same names as those of any other: its folder's says more, or its name on
+    Hugging Face, which the hub's cache keeps in the path.
+    """
+    name = typed_hub_name(text)
+    if name is not None:
+        return str(name).partition("/")[2]
+    folder = (path if path.is_dir() else path.parent).absolute()
+    for part in folder.parts:
+        if part.startswith(_CACHED):
+            return part.removeprefix(_CACHED).partition("--")[2]
+    return folder.name or path.name
+
+
 def is_pulled_name(text: str) -> bool:
     """Whether a text that could be a prompt, too, means a model: it was pulled, or has :QUANT."""
     name = typed_hub_name(text)
@@ -62,7 +81,7 @@ ModelFile = Annotated[
         metavar="[MODEL]",
         show_default=False,
         parser=model_path,
-        help="A GGUF file (any shard), or OWNER/REPO[:QUANT] that was pulled. Default: the "
-        "demonstration model.",
+        help="A GGUF file (any shard), the folder of a safetensors checkpoint, or "
+        "OWNER/REPO[:QUANT] that was pulled. Default: the demonstration model.",
     ),
 ]

@@ -30,6 +30,7 @@ With QUANT only that quantization goes. What other revisions use stays.
 Examples:
   localmoe remove unsloth/GLM-4.7-GGUF:UD-Q2_K_XL
   localmoe remove unsloth/GLM-4.7-GGUF --yes
+  localmoe remove Qwen/Qwen3-30B-A3B:safetensors
 """
 
 Name = Annotated[str, typer.Argument(metavar="OWNER/REPO[:QUANT]", help="What to remove.")]

@@ -29,6 +29,7 @@ class EngineKind(StrEnum):
 
     LLAMA = "llama"
     TORCH = "torch"
+    MLX = "mlx"
 
 
 class DeviceKind(StrEnum):
@@ -155,8 +156,9 @@ Engines = Annotated[
     EngineKind | None,
     typer.Option(
         "--engine",
-        help="Who computes. Default: llama (llama.cpp) for GGUF files, torch (with transformers) "
-        "for safetensors checkpoints.",
+        help="Who computes. Default: llama (llama.cpp) for GGUF files; for safetensors checkpoints "
+        "mlx (with mlx-lm) on Apple silicon, and for what MLX quantized; else torch (with "
+        "transformers).",
         show_default=False,
     ),
 ]

@@ -38,6 +38,7 @@ Examples:
   localmoe plan big.gguf --memory 8GiB                        this machine, in 8 GiB
   localmoe plan trinity-large --quant q4_k_m --machine dgx-spark --context 32k
   localmoe plan unsloth/GLM-4.7-GGUF:Q4_K_M                   a repository, before downloading it
+  localmoe plan Qwen/Qwen3-30B-A3B                            the same, of safetensors
   localmoe plan --all --machine strix-halo-128                all known models on one machine
 
 \b

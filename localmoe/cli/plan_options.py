@@ -12,8 +12,8 @@ Model = Annotated[
     typer.Argument(
         metavar="MODEL",
         show_default=False,
-        help="A GGUF file, a folder with one, OWNER/REPO[:QUANT] on Hugging Face, or the name of a "
-        "known model.",
+        help="A GGUF file, a folder with one or with a safetensors checkpoint, OWNER/REPO[:QUANT] "
+        "on Hugging Face, or the name of a known model.",
     ),
 ]
 Quant = Annotated[

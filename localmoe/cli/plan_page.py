@@ -26,7 +26,7 @@ def show(planned: Plan) -> None:
     now = planned.situation
     console.print(Text(verdict(planned), style="bold"))
     console.print()
-    _show_memory(console, now.plan)
+    _show_memory(console, now)
     _show_drive(console, now)
     console.print()
     console.print(_speeds(planned))
@@ -55,11 +55,13 @@ def verdict(planned: Plan) -> str:
     )
 
 
-def _show_memory(console: Console, plan: MemoryPlan) -> None:
+def _show_memory(console: Console, now: Situation) -> None:
     """Draw memory as one bar, and list what it holds."""
+    plan = now.plan
+    kv_type = f", {plan.kv_type}" if now.engine == "llama" else ""
     held = (
         ("weights that every token uses", plan.resident_bytes),
-        (f"KV cache, {plan.context_tokens:,} tokens, {plan.kv_type}", plan.kv_bytes),
+        (f"KV cache, {plan.context_tokens:,} tokens{kv_type}", plan.kv_bytes),
         (f"computing, {plan.prefill_chunk_tokens:,} tokens at once", plan.compute_bytes),
         ("the program and a margin", plan.base_bytes + plan.mark_bytes),
         (_experts_said(plan), plan.slot_bytes),

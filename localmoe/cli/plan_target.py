@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from localmoe.cli.inspect import header_file
-from localmoe.cli.model_argument import typed_hub_name
+from localmoe.cli.model_argument import model_title, typed_hub_name
 from localmoe.errors import SettingsError
 from localmoe.planning.advice import Smaller
 from localmoe.synthetic.config import Config
@@ -17,7 +17,9 @@ from localmoe.synthetic.models import config_named, known_name, near_names
 from localmoe.synthetic.published import CONFIGS
 from localmoe.synthetic.quantization import QUANTIZATIONS, quantization_named
 from localmoe.synthetic.writer import model_nbytes, write_stand_in
+from localmoe.weights.checkpoint_kind import is_safetensors
 
+_CHECKPOINT_SOURCE = "its headers and config.json; the torch engine computes"
 _SMALLER_LISTED = ("Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K", "IQ2_XXS")
 
 
@@ -52,7 +54,10 @@ def plan_target(model: str, quantization: str | None) -> Iterator[Target]:
     if not path.exists() and not model.endswith(".gguf") and not typed_hub_name(model):
         raise SettingsError(_unknown(model))
     with header_file(model) as file:
-        yield Target(path.name, file, source="the file's header")
+        if is_safetensors(file):
+            yield Target(model_title(model, file), file, source=_CHECKPOINT_SOURCE)
+        else:
+            yield Target(path.name, file, source="the file's header")
 
 
 def default_quantization(config: Config) -> str:

@@ -7,17 +7,21 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from localmoe.backends.llama.planned import PlannedModel, plan_model
+from localmoe.backends.llama.planned import plan_model
 from localmoe.cli.options import figures_dir
 from localmoe.cli.plan_target import Target
 from localmoe.planning.advice import Advice, advise
+from localmoe.planning.checkpoint_plan import plan_checkpoint
 from localmoe.planning.graphics import with_graphics
 from localmoe.planning.hit_rate import HitRate, default_hit_rate, recorded_hit_rate
 from localmoe.planning.machines import Machine, machine_named, read_machines
 from localmoe.planning.outlook import HitsAt, Situation
+from localmoe.planning.planned_model import PlannedModel
 from localmoe.planning.rates import Views
 from localmoe.planning.this_machine import ThisMachine
+from localmoe.planning.torch_rates import torch_views
 from localmoe.settings import Settings
+from localmoe.weights.checkpoint_kind import is_safetensors
 
 THIS = "this"
 
@@ -77,29 +81,35 @@ class Planner:
             here = ThisMachine.probe(figures_dir(), model_folder)
             self.title, self.figures = here.title, here.source
             self._views: Views = here.views()
-            usable = here.usable_bytes
+            usable, self._cores = here.usable_bytes, float(here.cores)
         else:
             self._machine = machine_named(machine, described)
             self.title = self._machine.title
             self.figures = "figures of its class, measured on none"
             self._views = self._machine.views()
-            usable = self._machine.usable_bytes
+            usable, self._cores = self._machine.usable_bytes, self._machine.cores
         self.budget_bytes = settings.memory_bytes or usable
         self._settings = replace(settings, memory_bytes=self.budget_bytes)
 
     def plan(self, target: Target) -> Plan:
         """Return the plan. Raises BudgetError where it does not fit, and what reading it raises."""
-        planned = plan_model(target.path, self._settings, self.budget_bytes)
+        planned = self._planned(target.path)
+        is_torch = planned.engine == "torch"
         situation = Situation(
             planned.catalog,
             planned.work,
             planned.slot_plan.plan,
-            self._views,
+            torch_views(self._views, self._cores) if is_torch else self._views,
             self._hits_at(planned),
+            planned.engine,
         )
         graphics = with_graphics(situation, self._machine) if self._machine else None
         advice = advise(situation, target.smaller)
         return Plan(target, self.title, self.figures, situation, graphics, tuple(advice))
+
+    def _planned(self, path: Path) -> PlannedModel:
+        plan_it = plan_checkpoint if is_safetensors(path) else plan_model
+        return plan_it(path, self._settings, self.budget_bytes)
 
     def _hits_at(self, planned: PlannedModel) -> HitsAt:
         experts = planned.slot_plan.plan.experts

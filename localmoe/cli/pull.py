@@ -11,7 +11,7 @@ import typer
 from localmoe.cli.progress import progress_bar
 from localmoe.cli.terminal import dim_line
 from localmoe.weights.hub_names import hub_name
-from localmoe.weights.quantized_files import HubFile
+from localmoe.weights.quantized_files import SAFETENSORS, HubFile
 
 HELP = """Download a model from Hugging Face.
 
@@ -19,13 +19,16 @@ All files of one quantization go into Hugging Face's own cache (HF_HOME), where 
 find them, too. A download that was broken off goes on where it stopped. Every file is compared \
 with the checksum that the hub has. Afterwards the model runs by its name, without a network.
 
-Without QUANT it is Q4_K_M, or the only one that there is.
+Without QUANT it is Q4_K_M, or the only one that there is. A repository without GGUF files gives \
+its safetensors checkpoint: the weights that its index names, config.json, tokenizer and chat \
+template. Where there are both, QUANT safetensors names that one.
 
 \b
 Examples:
   localmoe pull ggml-org/gpt-oss-120b-GGUF
   localmoe pull unsloth/GLM-4.7-GGUF:UD-Q2_K_XL
   localmoe run unsloth/GLM-4.7-GGUF:UD-Q2_K_XL --memory 100GiB
+  localmoe pull Qwen/Qwen3-30B-A3B
 """
 
 Name = Annotated[str, typer.Argument(metavar="OWNER/REPO[:QUANT]", help="What to download.")]
@@ -43,6 +46,8 @@ def pull(name: Name, as_json: AsJson = False) -> None:
     wanted = hub_name(name)
     listing = look_up(wanted)
     full = f"{listing.repository}:{listing.chosen.name}"
+    if listing.chosen.name == SAFETENSORS:
+        _say_what_is_missing()
     try:
         with progress_bar() as progress:
             path = Download(listing, progress).run(_silent if progress else _say)
@@ -54,6 +59,17 @@ def pull(name: Name, as_json: AsJson = False) -> None:
         typer.echo(json.dumps(answer))
     else:
         typer.echo(f"{full} is here: localmoe run {full}")
+
+
+def _say_what_is_missing() -> None:
+    """A download takes long: who starts one may want to install what runs it meanwhile."""
+    from localmoe.backends.opening import INSTALL_TORCH, missing_torch_packages
+
+    if missing := missing_torch_packages():
+        dim_line(
+            f"Safetensors checkpoints run on torch, and {', '.join(missing)} cannot be found here: "
+            f"{INSTALL_TORCH}"
+        )
 
 
 def _say(file: HubFile) -> None:

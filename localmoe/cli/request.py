@@ -48,10 +48,10 @@ def read_request(first: str | None, second: str | None) -> Request:
 
 
 def looks_like_model(text: str) -> bool:
-    """Whether an argument means a model: an existing path, a name with .gguf, or a pulled one."""
+    """Whether an argument means a model: an existing path, the name of a file, or a pulled one."""
     return (
         (bool(text) and os.path.exists(text))
-        or text.lower().endswith(".gguf")
+        or text.lower().endswith((".gguf", ".safetensors"))
         or (".gguf" in text.lower() and os.sep in text and not any(map(str.isspace, text)))
         or is_pulled_name(text)
     )

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from localmoe import Settings
-from localmoe.backends.base import Engine, WatchedEngine
+from localmoe.backends.base import Engine, NotedEngine, WatchedEngine
 from localmoe.backends.opening import Open
 from localmoe.chat.dialect import Dialect, dialect_for
 from localmoe.chat.sampling import Sampler, SamplingOptions
@@ -98,6 +98,8 @@ def open_engine(model: Path | None, options: RunOptions, open_it: Open) -> Itera
             dim_line(_DEMO_NOTE)
         if engine.plan.streams and library() is None:
             dim_line(_NOT_COMPILED_NOTE)
+        if isinstance(engine, NotedEngine) and engine.note:
+            dim_line(engine.note)
         yield engine
 
 

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from localmoe.cli.model_argument import ModelFile
+from localmoe.cli.model_argument import ModelFile, model_title
 from localmoe.cli.options import (
     Context,
     CpuExperts,
@@ -50,6 +50,7 @@ from localmoe.cli.serve_options import (
     SessionsSize,
 )
 from localmoe.errors import SettingsError
+from localmoe.weights.checkpoint_kind import is_safetensors
 
 if TYPE_CHECKING:
     from localmoe.server.options import ServerOptions
@@ -155,8 +156,15 @@ def default_names(model: Path | None, given: list[str]) -> tuple[str, ...]:
     """Return what the model may be called, its own name first."""
     if any(name != "*" for name in given):
         return tuple(sorted(given, key=lambda name: name == "*"))
-    own = _SHARD.sub("", model.name.removesuffix(".gguf")) if model else ""
-    return (own or "demo", *given)
+    return (_own_name(model) or "demo", *given)
+
+
+def _own_name(model: Path | None) -> str:
+    if model is None:
+        return ""
+    if is_safetensors(model):
+        return model_title("", model)
+    return _SHARD.sub("", model.name.removesuffix(".gguf"))
 
 
 def _keys(key: str | None, path: Path | None) -> tuple[str, ...]:

@@ -13,11 +13,13 @@ from typing import Any
 
 from localmoe.errors import BudgetError, LocalMoeError
 from localmoe.planning.machine import available_memory_bytes
+from localmoe.planning.planned_model import PlannedModel
 from localmoe.settings import Settings
 
 Answer = Mapping[str, Any]
 Ask = Callable[[Sequence[str]], Answer]
 """From words to what the child answers: `died` says how it ended where it said nothing."""
+Plan = Callable[[Path, Settings, int], PlannedModel]
 _TIMEOUT_SECONDS = 180
 
 
@@ -69,13 +71,12 @@ def _engine() -> Answer:
 
 
 def _model(path: Path, budget_bytes: int) -> Answer:
-    from localmoe.backends.llama.planned import plan_model, smallest_memory_mib
-
     settings = Settings(memory_bytes=budget_bytes or None)
     budget = budget_bytes or available_memory_bytes()
-    smallest = smallest_memory_mib(path, settings)
+    plan, smallest_mib = _planners(path)
+    smallest = smallest_mib(path, settings)
     try:
-        planned = plan_model(path, settings, budget)
+        planned = plan(path, settings, budget)
     except BudgetError as error:
         kind = type(error).__name__
         return {"error": str(error), "kind": kind, "smallest_mib": smallest, "budget_bytes": budget}
@@ -89,6 +90,19 @@ def _model(path: Path, budget_bytes: int) -> Answer:
         "smallest_mib": smallest,
         "budget_bytes": budget,
     }
+
+
+def _planners(path: Path) -> tuple[Plan, Callable[[Path, Settings], int]]:
+    """Return what plans for a model, and what finds the smallest budget for it."""
+    from localmoe.backends.opening import engine_name
+
+    if engine_name(path) == "torch":
+        from localmoe.planning.checkpoint_plan import plan_checkpoint, smallest_checkpoint_mib
+
+        return plan_checkpoint, smallest_checkpoint_mib
+    from localmoe.backends.llama.planned import plan_model, smallest_memory_mib
+
+    return plan_model, smallest_memory_mib
 
 
 def _name(number: int) -> str:

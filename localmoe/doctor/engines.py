@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
 from localmoe.backends.llama.versions import INSTALL, TESTED_VERSIONS
+from localmoe.backends.opening import INSTALL_TORCH
 from localmoe.doctor.check import Check, better, ok, stops
 from localmoe.doctor.child import Answer
 from localmoe.doctor.processor import processor_features
@@ -16,7 +19,11 @@ _REBUILD = (
 )
 _BUILD_CALLBACK = "pip install --force-reinstall --no-cache-dir --no-deps localmoe"
 _COMPILERS = ("cc", "gcc", "clang")
-_OTHERS = ("torch", "mlx")
+_OTHERS = ("mlx",)
+TORCH_MINORS = {"torch": (2, 13), "transformers": (5, 23), "safetensors": (0, 5)}
+"""The least minor version of each package that the torch engine was tested with."""
+_EXACT = "transformers"
+"""The next minor version of it renames an argument that every step passes."""
 
 
 def check_python(system: System) -> Check:
@@ -73,6 +80,28 @@ def check_callback(system: System, engine: Answer) -> Check:
         prefix = compiler if system.platform == "darwin" else f"sudo {compiler}"
         return better(name, f"{found}; there is no C compiler", f"{prefix} && {_BUILD_CALLBACK}")
     return better(name, found, _BUILD_CALLBACK)
+
+
+def check_torch(system: System, *, is_needed: bool) -> Check:
+    """Look for what runs safetensors checkpoints; `is_needed`: MODEL is one."""
+    name = "torch engine"
+    complain = stops if is_needed else better
+    found = {package: system.version(package) for package in TORCH_MINORS}
+    missing = [package for package, version in found.items() if version is None]
+    if missing:
+        said = f"{', '.join(missing)} not installed: safetensors checkpoints do not run"
+        return complain(name, said, INSTALL_TORCH)
+    said = ", ".join(f"{package} {version}" for package, version in found.items())
+    for package, least in TORCH_MINORS.items():
+        minor = _minor(found[package] or "")
+        if minor < least or (package == _EXACT and minor != least):
+            wanted = ".".join(map(str, least)) + ("" if package == _EXACT else " or later")
+            return complain(name, f"{said}; {package} {wanted} is needed", INSTALL_TORCH)
+    return ok(name, f"{said}: runs safetensors checkpoints")
+
+
+def _minor(version: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", version)[:2])
 
 
 def check_others(system: System) -> Check:

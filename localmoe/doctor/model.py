@@ -59,9 +59,8 @@ def _mend(path: Path, memory_bytes: int | None, answer: Answer) -> str:
 
 
 def _again(path: Path) -> str:
-    return (
-        f"sha256sum {quote(str(path))}, to compare with where it came from; then download it again"
-    )
+    files = f"{quote(str(path))}/*" if path.is_dir() else quote(str(path))
+    return f"sha256sum {files}, to compare with where it came from; then download it again"
 
 
 def check_demo(system: System, cache: Path, memory_bytes: int | None, ask: Ask) -> Check:

@@ -6,6 +6,7 @@ import datetime
 from dataclasses import dataclass
 from pathlib import Path
 
+from localmoe.backends.opening import engine_name
 from localmoe.doctor import drive, engines, folders, graphics, memory, model, processor
 from localmoe.doctor.check import Check
 from localmoe.doctor.child import Ask
@@ -52,13 +53,18 @@ def examine(system: System, visit: Visit, ask: Ask) -> list[Check]:
         engines.check_version(system),
         engines.check_build(system, engine),
         engines.check_callback(system, engine),
+        engines.check_torch(system, is_needed=_is_checkpoint(visit)),
         engines.check_others(system),
         folders.check_folder("cache folder", visit.cache, "LOCALMOE_CACHE"),
         folders.check_folder("state folder", visit.state, "LOCALMOE_STATE"),
         folders.check_figures(visit.measured, visit.now),
         folders.check_terminal(system, visit.encoding, is_terminal=visit.is_terminal),
-        *([_model(system, visit, ask)] if loads else []),
+        *([_model(system, visit, ask)] if loads or _is_checkpoint(visit) else []),
     ]
+
+
+def _is_checkpoint(visit: Visit) -> bool:
+    return engine_name(visit.model) == "torch"
 
 
 def _model(system: System, visit: Visit, ask: Ask) -> Check:

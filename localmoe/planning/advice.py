@@ -55,6 +55,8 @@ def _hardware(situation: Situation) -> Iterator[tuple[str, Situation]]:
         doubled = format_nbytes(2 * plan.budget_bytes)
         grown = situation.with_slot_bytes(plan.slot_bytes + plan.budget_bytes)
         yield f"twice the memory: {doubled}", grown
+    if situation.engine != "llama":  # the others have no such options
+        return
     yield "a copy on a second drive (--mirror)", situation.with_drives(_SECOND_DRIVE)
     if plan.kv_type == "f16":
         halved = situation.with_slot_bytes(plan.slot_bytes + plan.kv_bytes * 0.47)

@@ -15,6 +15,8 @@ from localmoe.planning.rates import Rates, Views
 from localmoe.planning.sizes import parse_size
 
 GIB = 1 << 30
+OPERATIONS_PER_CORE = 60e9
+"""With many tokens at once, where nothing was measured."""
 _SYSTEM_SHARE, _SYSTEM_BYTES = 0.06, 2 * GIB
 """What a desktop and its programs keep of the memory: the larger of both."""
 Shares = tuple[float, float, float]
@@ -52,6 +54,11 @@ class Machine:
     def usable_bytes(self) -> int:
         """What is left for a model beside the system."""
         return self.memory_bytes - max(_SYSTEM_BYTES, int(self.memory_bytes * _SYSTEM_SHARE))
+
+    @property
+    def cores(self) -> float:
+        """How many cores of the kind that was measured here reach together what its cores do."""
+        return self.operations_per_second / OPERATIONS_PER_CORE
 
     def views(self) -> Views:
         """Return it computing on the CPU."""

@@ -10,6 +10,7 @@ from localmoe.planning.pace import chunk_of, decode_seconds, prefill_seconds
 from localmoe.planning.plan import MemoryPlan
 from localmoe.planning.rates import Views
 from localmoe.planning.token_work import TokenWork
+from localmoe.settings import EngineName
 from localmoe.weights.catalog import Catalog
 
 HitsAt = Callable[[int], HitRate]
@@ -36,6 +37,7 @@ class Situation:
     plan: MemoryPlan
     views: Views
     hits_at: HitsAt
+    engine: EngineName = "llama"
 
     @property
     def hits(self) -> HitRate:

@@ -7,12 +7,11 @@ from pathlib import Path
 
 from localmoe.planning.figures import Figures, find_figures
 from localmoe.planning.machine import available_memory_bytes
-from localmoe.planning.machines import Machine
+from localmoe.planning.machines import OPERATIONS_PER_CORE, Machine
 from localmoe.planning.rates import Rates, Views
 from localmoe.settings import available_threads
 
 _GUESSED_READ, _GUESSED_MEMORY_PER_CORE, _GUESSED_MEMORY = 3e9, 8e9, 60e9
-_GUESSED_OPERATIONS_PER_CORE = 60e9
 PART_NBYTES = 1 << 20
 """About what a part of an expert takes: reads are of this size."""
 _SPREAD = (0.85, 1.0, 1.15)
@@ -61,7 +60,7 @@ class ThisMachine:
 
     def _guessed(self) -> Machine:
         memory = min(_GUESSED_MEMORY, self.cores * _GUESSED_MEMORY_PER_CORE)
-        operations = self.cores * _GUESSED_OPERATIONS_PER_CORE
+        operations = self.cores * OPERATIONS_PER_CORE
         return Machine("this", self.title, self.usable_bytes, memory, _GUESSED_READ, operations)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from localmoe.weights.catalog import Catalog
 from localmoe.weights.ggml_types import GGML_TYPES
@@ -15,7 +15,7 @@ _NUMBERS_PER_BYTE = {t.name: t.block_elements / t.block_nbytes for t in GGML_TYP
 
 @dataclass(frozen=True)
 class TokenWork:
-    """The matrices that one token is multiplied with. Bytes by ggml type."""
+    """The matrices that one token is multiplied with. Bytes by type: ggml's, or safetensors'."""
 
     resident: Mapping[str, int]
     """What every token uses; of an embedding only a row, which is left out."""
@@ -25,6 +25,8 @@ class TokenWork:
     moe_layers: int
     experts_used: int
     """Of a layer, the most of all layers."""
+    numbers_per_byte: Mapping[str, float] = field(default_factory=lambda: _NUMBERS_PER_BYTE)
+    """By type."""
 
     @property
     def resident_nbytes(self) -> int:
@@ -39,7 +41,7 @@ class TokenWork:
     def operations(self, type_name: str) -> float:
         """Return the multiplications and additions of a token with matrices of a type."""
         nbytes = self.resident.get(type_name, 0) + self.routed.get(type_name, 0)
-        return 2 * nbytes * _NUMBERS_PER_BYTE[type_name]
+        return 2 * nbytes * self.numbers_per_byte[type_name]
 
     @property
     def types(self) -> tuple[str, ...]:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from localmoe.errors import HubError
+from localmoe.errors import HubError, ModelFormatError
+from localmoe.weights.checkpoint_files import checkpoint, indexed, is_index
+from localmoe.weights.digests import digest_of, hash_for
 from localmoe.weights.hub_names import HubName
 from localmoe.weights.quantized_files import HubFile, Quantized, check_files, choose, quantizations
+from localmoe.weights.safetensors_index import check_index_nbytes, parse_index
 
 _TIMEOUT_SECONDS = 30.0
 _COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
@@ -24,6 +27,8 @@ class Listing:
     repository: str
     commit: str
     chosen: Quantized
+    index: bytes = field(default=b"", repr=False)
+    """Of a safetensors checkpoint in several files: which file has which tensor."""
 
 
 def look_up(name: HubName) -> Listing:
@@ -47,7 +52,46 @@ def look_up(name: HubName) -> Listing:
         ) from error
     check_files(name.repository, files)
     found = quantizations(files)
-    return Listing(name.repository, commit, choose(name.repository, found, name.quantization))
+    if whole := checkpoint(files):
+        found[whole.name] = whole
+    chosen = choose(name.repository, found, name.quantization)
+    listing = Listing(name.repository, commit, chosen)
+    return _indexed(listing, files) if is_index(chosen.files[0]) else listing
+
+
+def _indexed(listing: Listing, files: list[HubFile]) -> Listing:
+    """Fetch the index of a checkpoint, and keep to the files that it names. Raises HubError."""
+    first = listing.chosen.files[0]
+    where = f"{listing.repository}/{first.path}"
+    try:
+        check_index_nbytes(where, first.nbytes)
+        index = fetch_whole(listing, first)
+        names = list(parse_index(index, where))
+    except ModelFormatError as error:
+        raise HubError(str(error)) from error
+    chosen = indexed(listing.repository, listing.chosen, files, names)
+    return replace(listing, chosen=chosen, index=index)
+
+
+def fetch_whole(listing: Listing, file: HubFile) -> bytes:
+    """Return the content of a small file, compared with its checksum. Raises HubError.
+
+    The caller has looked at how long it is said to be.
+    """
+    content, hashed = bytearray(), hash_for(file)
+    if file.nbytes:
+        with open_range(listing, file.path, 0, file.nbytes) as response:
+            for piece in response.iter_bytes():
+                content += piece
+                if len(content) > file.nbytes:
+                    break
+    hashed.update(content)
+    if hashed.hexdigest() != digest_of(file):
+        raise HubError(
+            f"{file.path} of {listing.repository} arrived with other content than the hub says it "
+            "has. Try again"
+        )
+    return bytes(content)
 
 
 def _file(sibling: Any) -> HubFile:

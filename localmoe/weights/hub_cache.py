@@ -8,10 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from localmoe.errors import HubError, ModelNotFoundError
+from localmoe.errors import HubError, ModelError, ModelNotFoundError
+from localmoe.weights.checkpoint_files import checkpoint, indexed, is_index
+from localmoe.weights.digests import digest_of
 from localmoe.weights.hub_names import HubName
-from localmoe.weights.pull_note import PARTIAL, PullNote, digest_of, read_notes
-from localmoe.weights.quantized_files import HubFile, Quantized, choose, quantizations
+from localmoe.weights.pull_note import PARTIAL, PullNote, find_note, read_notes
+from localmoe.weights.quantized_files import (
+    SAFETENSORS,
+    HubFile,
+    Quantized,
+    choose,
+    quantizations,
+)
+from localmoe.weights.safetensors_index import named_files
 
 
 @dataclass(frozen=True)
@@ -103,7 +112,7 @@ def _pointers(name: HubName, also: set[str]) -> tuple[set[Path], set[Path]]:
         if repository.repo_id.lower() != name.repository.lower():
             continue
         for revision in repository.revisions:
-            found = quantizations(_files(revision))
+            found = _models_of(repository, revision)
             wanted = [q for q in found.values() if _is_wanted(q.name, found, name)]
             paths = {file.path for model in wanted for file in model.files} | also
             for file in revision.files:
@@ -137,9 +146,37 @@ def _models(repository: Any) -> dict[str, _Found]:
         repository.revisions, key=lambda r: ("main" in r.refs, r.last_modified), reverse=True
     )
     for revision in newest_first:
-        for label, model in quantizations(_files(revision)).items():
+        for label, model in _models_of(repository, revision).items():
             found.setdefault(label, _Found(revision, model))
     return found
+
+
+def _models_of(repository: Any, revision: Any) -> dict[str, Quantized]:
+    """Return the whole models of a revision by quantization."""
+    files = _files(revision)
+    found = quantizations(files)
+    whole = _checkpoint_of(repository, revision, files)
+    if whole and not _lacks(repository, revision, files):
+        found[whole.name] = whole
+    return found
+
+
+def _checkpoint_of(repository: Any, revision: Any, files: list[HubFile]) -> Quantized | None:
+    whole = checkpoint(files)
+    if whole is None or not is_index(whole.files[0]):
+        return whole
+    try:
+        names = named_files(str(Path(revision.snapshot_path) / whole.files[0].path))
+        return indexed(repository.repo_id, whole, files, names)
+    except (ModelError, HubError):  # damaged, or its files are not all there: no model yet
+        return None
+
+
+def _lacks(repository: Any, revision: Any, files: list[HubFile]) -> bool:
+    """Whether a pull of this revision's checkpoint wants files that are not there yet."""
+    note = find_note(Path(repository.repo_path), SAFETENSORS, revision.commit_hash)
+    there = {file.path for file in files}
+    return note is not None and not {file.path for file in note.files} <= there
 
 
 def _incomplete() -> Iterator[PulledModel]:

@@ -9,7 +9,6 @@ finds its file and links it.
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import shutil
 import time
@@ -20,8 +19,9 @@ from typing import Any, BinaryIO
 
 from localmoe.errors import HubError
 from localmoe.settings import Progress
+from localmoe.weights.digests import digest_of, hash_for
 from localmoe.weights.hub import Listing, hub_errors, open_range
-from localmoe.weights.pull_note import PARTIAL, PullNote, digest_of, find_note
+from localmoe.weights.pull_note import PARTIAL, PullNote, find_note
 from localmoe.weights.quantized_files import HubFile
 
 STAGE, CHECKING = "downloading", "checking what is there"
@@ -144,7 +144,7 @@ class Download:
         if file.digest in self._note.compared:
             self._advance(file.nbytes, STAGE)
             return True
-        hashed = _hash_for(file)
+        hashed = hash_for(file)
         with blob.open("rb") as source:
             self._add(source, hashed)
         return bool(hashed.hexdigest() == digest_of(file))
@@ -162,7 +162,7 @@ class Download:
 
     def _fetch(self, file: HubFile, blob: Path) -> None:
         partial = blob.with_name(blob.name + PARTIAL)
-        hashed = _hash_for(file)
+        hashed = hash_for(file)
         with partial.open("a+b") as target:
             self._take_up(target, file, hashed)
             for attempt in range(1, _ATTEMPTS + 1):
@@ -233,15 +233,6 @@ def _to_skip(response: Any, file: HubFile, at: int) -> int:
     if not found.startswith(f"bytes {at}-"):
         raise HubError(f"the hub sent {found or 'no place'} of {file.path}, not from byte {at} on")
     return 0
-
-
-def _hash_for(file: HubFile) -> Any:
-    """Return the hash that the hub tells: SHA-256, or git's for what is stored in git itself."""
-    if file.digest.startswith("sha256:"):
-        return hashlib.sha256()
-    hashed = hashlib.sha1(usedforsecurity=False)
-    hashed.update(f"blob {file.nbytes}\0".encode())
-    return hashed
 
 
 def _cannot_write(folder: Path, error: OSError) -> str:

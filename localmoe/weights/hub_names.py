@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from localmoe.errors import SettingsError
 
 _PREFIXES = ("https://huggingface.co/", "http://huggingface.co/", "huggingface.co/", "hf.co/")
+_NO_REPOSITORY = (".gguf", ".git", ".safetensors", ".safetensors.index.json")
+"""How names end that are of files, and of copies made with git."""
 _PART = r"[A-Za-z0-9](?:[A-Za-z0-9_]|[.-](?![.-])){0,95}"
 _NAME = re.compile(rf"(?P<owner>{_PART})/(?P<repo>{_PART})(?::(?P<quant>[A-Za-z0-9_.-]{{1,96}}))?")
 
@@ -28,7 +30,7 @@ def parse_hub_name(text: str) -> HubName | None:
     for prefix in _PREFIXES:
         text = text.removeprefix(prefix)
     match = _NAME.fullmatch(text.strip().rstrip("/"))
-    if match is None or match["repo"].lower().endswith((".gguf", ".git")):
+    if match is None or match["repo"].lower().endswith(_NO_REPOSITORY):
         return None
     return HubName(f"{match['owner']}/{match['repo']}", match["quant"])
 

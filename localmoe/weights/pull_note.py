@@ -13,6 +13,7 @@ from pathlib import Path
 
 from localmoe.errors import HubError
 from localmoe.replacing import replaced_file
+from localmoe.weights.digests import digest_of
 from localmoe.weights.quantized_files import HubFile, check_files
 
 _FOLDER = "localmoe"
@@ -53,11 +54,6 @@ class PullNote:
         path.unlink(missing_ok=True)
         if path.parent.is_dir() and not any(path.parent.iterdir()):
             path.parent.rmdir()
-
-
-def digest_of(file: HubFile) -> str:
-    """Return the name of a file's blob in the cache."""
-    return file.digest.partition(":")[2]
 
 
 def read_notes(repository_folder: Path) -> Iterator[PullNote]:

@@ -12,6 +12,8 @@ from localmoe.errors import HubError
 from localmoe.weights.shards import MAX_SHARDS
 
 USUAL = "Q4_K_M"
+SAFETENSORS = "safetensors"
+"""What a checkpoint in safetensors files is called, which has no quantization in its name."""
 _QUANTIZATION = re.compile(
     r"(?<![A-Za-z0-9])((?:UD-)?(?:I?Q\d\d?(?:_[A-Za-z0-9]+)*|TQ\d_\d|MXFP4(?:_MOE)?|NVFP4|BF16|F16|F32))"
     r"(?![A-Za-z0-9])",
@@ -113,21 +115,26 @@ def quantization_of(stem: str) -> str | None:
 
 
 def choose(repository: str, found: Mapping[str, Quantized], wanted: str | None) -> Quantized:
-    """Return the model in the wanted quantization, or in the usual one. Raises HubError."""
+    """Return the model in the wanted quantization, or in the usual one. Raises HubError.
+
+    Where a repository has both, GGUF files come before safetensors.
+    """
     if not found:
         raise HubError(
-            f"{repository} has no GGUF files, and localmoe runs GGUF for now. Repositories with "
-            "GGUF in their name often have the same model"
+            f"{repository} has neither GGUF files nor a checkpoint of config.json and *.safetensors"
+            ", and localmoe runs nothing else. Repositories with GGUF in their name often have the "
+            "same model"
         )
     listed = ", ".join(f"{q.name} ({q.nbytes / 1e9:.1f} GB)" for q in _shown(found))
     if wanted is None:
         if USUAL in found:
             return found[USUAL]
-        if len(found) == 1:
-            return next(iter(found.values()))
+        usual = [name for name in found if name != SAFETENSORS] or [SAFETENSORS]
+        if len(usual) == 1:
+            return found[usual[0]]
         raise HubError(
             f"{repository} has several quantizations: name one, as in "
-            f"{repository}:{next(iter(found))}. There are {listed}"
+            f"{repository}:{usual[0]}. There are {listed}"
         )
     names = {name.upper(): name for name in found}
     name = names.get(wanted.upper()) or names.get(f"UD-{wanted.upper()}")

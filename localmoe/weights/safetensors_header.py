@@ -76,8 +76,7 @@ def read_file_tensors(path: str) -> list[StoredTensor]:
     if path.endswith(PICKLES):
         raise pickle_error(path)
     with open_model_file(path, SUFFIX) as (file, file_nbytes):
-        cursor = ByteCursor(file, path, file_nbytes)
-        header = cursor.take(_header_nbytes(cursor), "the header")
+        header = take_header(ByteCursor(file, path, file_nbytes))
     data_start = 8 + len(header)
     entries = sorted(_parse(header, path), key=lambda entry: (entry.begin, entry.end))
     _check_places(path, entries, file_nbytes - data_start)
@@ -85,6 +84,14 @@ def read_file_tensors(path: str) -> list[StoredTensor]:
         StoredTensor(e.name, e.dtype, e.shape, Extent(path, data_start + e.begin, e.end - e.begin))
         for e in entries
     ]
+
+
+def take_header(cursor: ByteCursor) -> bytes:
+    """Return the header of the file that the cursor stands at the start of, not yet looked into.
+
+    Raises ModelFormatError where it cannot be one, and what reading raises.
+    """
+    return cursor.take(_header_nbytes(cursor), "the header")
 
 
 def pickle_error(path: str) -> ModelFormatError:

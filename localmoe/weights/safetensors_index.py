@@ -33,13 +33,39 @@ def read_index(path: str) -> dict[str, list[str]]:
     the hub's cache: the index cannot make links, and who can make them beside it could put any
     file there. Raises ModelNotFoundError, ModelFormatError.
     """
+    found = _read(path)
+    _check_files(path, list(found))
+    return found
+
+
+def named_files(path: str) -> list[str]:
+    """Return the files that an index names, whether they are there or not.
+
+    Raises ModelNotFoundError, ModelFormatError.
+    """
+    return list(_read(path))
+
+
+def _read(path: str) -> dict[str, list[str]]:
     with open_model_file(path, INDEX_SUFFIX) as (file, nbytes):
-        if nbytes > MAX_INDEX_NBYTES:
-            raise ModelFormatError(
-                f"{path} has {nbytes} bytes, and no index has over {MAX_INDEX_NBYTES}. Pull it "
-                "again."
-            )
+        check_index_nbytes(path, nbytes)
         data = ByteCursor(file, path, nbytes).take(nbytes, "the index")
+    return parse_index(data, path)
+
+
+def check_index_nbytes(path: str, nbytes: int) -> None:
+    """Refuse an index that is longer than any is. Raises ModelFormatError."""
+    if nbytes > MAX_INDEX_NBYTES:
+        raise ModelFormatError(
+            f"{path} has {nbytes} bytes, and no index has over {MAX_INDEX_NBYTES}. Pull it again."
+        )
+
+
+def parse_index(data: bytes, path: str) -> dict[str, list[str]]:
+    """Return the names of tensors by file; `path` names the index in messages.
+
+    Raises ModelFormatError.
+    """
     found: dict[str, list[str]] | None = None
     cursor = JsonCursor(data, path)
     for key in cursor.members("the index", MAX_NAME_NBYTES, _MAX_MEMBERS):
@@ -54,7 +80,6 @@ def read_index(path: str) -> dict[str, list[str]]:
         raise ModelFormatError(
             f"{path} should name the files of tensors in weight_map, but names none. Pull it again."
         )
-    _check_files(path, list(found))
     return found
 
 

@@ -40,7 +40,7 @@ def test_one_object_of_checks(call: Call) -> None:
     done = call("doctor", "--json")
     answer = json.loads(done.stdout)
     assert (done.returncode, answer["works"], done.stderr) == (0, True, "")
-    assert len(answer["checks"]) == 20
+    assert len(answer["checks"]) == 21
     page = DOCS.read_text()
     for check in answer["checks"]:
         assert f"`{check['name']}`" in page, "docs/doctor.md explains every check"

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,49 +15,12 @@ import pytest
 
 import zoo
 from hub import HubServer, Repository
+from hub.commands import Localmoe, blobs, error_of
 from localmoe.weights.gguf import read_catalog
 
 NAME, QUANT = "some/model-GGUF", "Q8_0"
 FULL = f"{NAME}:{QUANT}"
 FILE = "model-Q8_0.gguf"
-Localmoe = Callable[..., subprocess.CompletedProcess[str]]
-
-
-@pytest.fixture
-def server() -> Iterator[HubServer]:
-    found = HubServer()
-    yield found
-    found.close()
-
-
-@pytest.fixture
-def home(tmp_path: Path, server: HubServer) -> dict[str, str]:
-    """The environment of a machine that knows only our hub."""
-    return {
-        **{k: v for k, v in os.environ.items() if not k.startswith(("HF_", "LOCALMOE_"))},
-        "HF_ENDPOINT": server.url,
-        "HF_HOME": str(tmp_path / "hf"),
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_ETAG_TIMEOUT": "3",
-        "LOCALMOE_CACHE": str(tmp_path / "cache"),
-        "TMPDIR": str(tmp_path),
-        "LOCALMOE_STATE": str(tmp_path / "state"),
-    }
-
-
-@pytest.fixture
-def localmoe(home: dict[str, str]) -> Localmoe:
-    def run(*arguments: str, **changes: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "localmoe", *arguments],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            env={**home, **changes},
-        )
-
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -71,17 +33,6 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     folder = tmp_path_factory.mktemp("shards")
     zoo.write(folder, "qwen3moe", shards=3, alignment=32)
     return {path.name: path.read_bytes() for path in sorted(folder.glob("*.gguf"))}
-
-
-def error_of(done: subprocess.CompletedProcess[str]) -> str:
-    """Return the message of a command that failed as it should: the last line, no traceback."""
-    assert done.returncode == 1
-    assert "Traceback" not in done.stderr
-    return done.stderr.splitlines()[-1]
-
-
-def blobs(home: dict[str, str]) -> list[str]:
-    return sorted(p.name for p in Path(home["HF_HOME"]).glob("hub/*/blobs/*"))
 
 
 def test_a_model_is_pulled_listed_run_and_removed(
@@ -263,7 +214,7 @@ _MAIN = "import sys; from localmoe.cli.app import main; main()"
         (Repository({FILE: b""}, gated=True), "is gated: accept its terms"),
         (Repository({FILE: b""}, status=503), "it answered 503"),
         (Repository({FILE: b""}, status=401), "log in with `hf auth login`"),
-        (Repository({"model.safetensors": b"x"}), "has no GGUF files"),
+        (Repository({"model.safetensors": b"x"}), "has neither GGUF files nor a checkpoint"),
         (Repository({"a-Q4_0.gguf": b"x", "a-Q5_0.gguf": b"x"}), "no quantization Q8_0. Did you"),
         (Repository({"../Q8_0.gguf": b"x"}), "not touched"),
         (Repository({FILE: b"x"}, listed_nbytes={FILE: 1 << 55}), "not believed"),

@@ -10,6 +10,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+_LARGE = (".gguf", ".safetensors")
+"""How files end that are kept beside git, under their SHA-256."""
 
 
 @dataclass
@@ -35,6 +37,13 @@ class Repository:
 
     def sha256(self, path: str) -> str:
         return hashlib.sha256(self.files[path]).hexdigest()
+
+    def blob_id(self, path: str) -> str:
+        content = self.files[path]
+        return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+    def etag(self, path: str) -> str:
+        return self.sha256(path) if path.endswith(_LARGE) else self.blob_id(path)
 
 
 class HubServer:
@@ -113,7 +122,7 @@ class _Handler(BaseHTTPRequestHandler):
             {
                 "rfilename": path,
                 "size": repository.listed_nbytes.get(path, len(content)),
-                "blobId": hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest(),
+                "blobId": repository.blob_id(path),
                 **self._lfs(repository, path),
             }
             for path, content in repository.files.items()
@@ -122,7 +131,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._body(json.dumps({**info, "tags": []}).encode())
 
     def _lfs(self, repository: Repository, path: str) -> dict[str, Any]:
-        if not path.endswith(".gguf"):
+        if not path.endswith(_LARGE):
             return {}
         size = repository.listed_nbytes.get(path, len(repository.files[path]))
         return {"lfs": {"sha256": repository.sha256(path), "size": size, "pointerSize": 130}}
@@ -142,7 +151,7 @@ class _Handler(BaseHTTPRequestHandler):
         body = bytes(len(content)) if repository.wrong_content else content
         self.send_response(status)
         self.send_header("Content-Length", str(end - start))
-        self.send_header("ETag", f'"{repository.sha256(path)}"')
+        self.send_header("ETag", f'"{repository.etag(path)}"')
         self.send_header("X-Repo-Commit", repository.commit)
         self.send_header("Accept-Ranges", "bytes")
         if status == 206:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import errno
 import sys
+import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -48,6 +49,11 @@ WELL = {
     THP: "always [madvise] never\n",
     "/sys/dev/block/259:2/queue/rotational": "0\n",
 }
+VERSIONS = {
+    "llama-cpp-python": TESTED_VERSIONS[-1],
+    **{"torch": "2.13.0+cpu", "transformers": "5.23.1", "safetensors": "0.8.0"},
+}
+PROJECT = Path(__file__).parents[2] / "pyproject.toml"
 Make = Callable[..., System]
 
 
@@ -78,7 +84,7 @@ def make(tmp_path: Path) -> Make:
             python=(3, 12, 1),
             run=lambda _: None,
             which=lambda name: f"/usr/bin/{name}",
-            version={"llama-cpp-python": TESTED_VERSIONS[-1]}.get,
+            version=VERSIONS.get,
             ring_error=lambda: None,
             is_direct=lambda _: True,
             free_bytes=lambda _: 100 * GIB,
@@ -109,7 +115,7 @@ def visit(tmp_path: Path, **changes: object) -> page.Visit:
 def test_a_healthy_system_has_nothing_to_mend(make: Make, tmp_path: Path) -> None:
     checks = page.examine(make(), visit(tmp_path), healthy)
     assert [c for c in checks if c.verdict is not Verdict.OK] == []
-    assert len({c.name for c in checks}) == len(checks) == 20
+    assert len({c.name for c in checks}) == len(checks) == 21
     assert runs(checks)
 
 
@@ -424,8 +430,49 @@ class TestEngines:
         assert "xcode-select" in (engines.check_callback(mac, missing).mend or "")
 
     def test_others_are_named(self, make: Make) -> None:
-        check = engines.check_others(make(version={"torch": "2.9.0"}.get))
-        assert check.found == "torch 2.9.0; not used yet"
+        check = engines.check_others(make(version={"mlx": "0.32.4"}.get))
+        assert check.found == "mlx 0.32.4; not used yet"
+
+    @pytest.mark.parametrize("is_needed", [False, True])
+    @pytest.mark.parametrize(
+        ("changed", "said"),
+        [
+            ({}, None),
+            ({"torch": None}, "torch not installed: safetensors checkpoints do not run"),
+            ({"torch": "2.9.1"}, "; torch 2.13 or later is needed"),
+            ({"torch": "2.14.0", "safetensors": "1.0"}, None),
+            ({"transformers": "5.22.9"}, "; transformers 5.23 is needed"),
+            ({"transformers": "5.24.0"}, "; transformers 5.23 is needed"),
+            (
+                {"safetensors": None, "transformers": None},
+                "transformers, safetensors not installed",
+            ),
+        ],
+    )
+    def test_what_runs_safetensors(
+        self, make: Make, changed: dict[str, str | None], said: str | None, is_needed: bool
+    ) -> None:
+        system = make(version={**VERSIONS, **changed}.get)
+        check = engines.check_torch(system, is_needed=is_needed)
+        if said is None:
+            assert check.verdict is Verdict.OK
+            assert "runs safetensors checkpoints" in check.found
+            return
+        assert check.verdict is (Verdict.STOPS if is_needed else Verdict.BETTER)
+        assert said in check.found
+        assert check.mend == "pip install 'localmoe[torch]'"
+
+    def test_versions_are_those_of_the_extra(self) -> None:
+        project = tomllib.loads(PROJECT.read_text())["project"]
+        pins = project["optional-dependencies"]["torch"]
+        for package, (major, minor) in engines.TORCH_MINORS.items():
+            assert any(pin.startswith(f"{package}>={major}.{minor}") for pin in pins)
+
+    def test_a_checkpoint_needs_torch_and_no_callback(self, make: Make, tmp_path: Path) -> None:
+        path = tmp_path / "model.safetensors"
+        bare = make(version={"llama-cpp-python": TESTED_VERSIONS[-1]}.get)
+        checks = page.examine(bare, visit(tmp_path, model=path), healthy)
+        assert [c.name for c in checks if c.verdict is Verdict.STOPS] == ["torch engine"]
 
 
 class TestFolders:

@@ -30,6 +30,9 @@ from localmoe.weights.quantized_files import (
         ("a/..", None),
         ("a/b:", None),
         ("a/b.gguf", None),
+        ("a/b.safetensors", None),
+        ("a/model.safetensors.index.json", None),
+        ("a/b:safetensors", HubName("a/b", "safetensors")),
         ("a/-b", None),
         ("a/b--", HubName("a/b--")),
         ("a b/c", None),
@@ -121,7 +124,7 @@ def test_the_usual_one_the_only_one_or_a_question() -> None:
     assert choose("a/b", quantizations(files("only-Q8_0.gguf")), None).name == "Q8_0"
     with pytest.raises(HubError, match=r"name one, as in a/b:Q8_0. There are .*1.0 GB"):
         choose("a/b", quantizations(files("m-Q8_0.gguf", "m-Q6_K.gguf")), None)
-    with pytest.raises(HubError, match="has no GGUF files"):
+    with pytest.raises(HubError, match="has neither GGUF files nor a checkpoint"):
         choose("a/b", quantizations(files("model.safetensors")), None)
 
 

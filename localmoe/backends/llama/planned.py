@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from localmoe.backends.llama.dry_run import CHUNK_CANDIDATES, DryRunChild, dry_run
@@ -12,19 +11,10 @@ from localmoe.errors import BudgetError
 from localmoe.planning.budget import SlotPlan, plan_fixed_slots, plan_memory, smallest_budget_mib
 from localmoe.planning.dense import smaller_context_tokens
 from localmoe.planning.machine import held_memory_bytes, huge_pages_by_default
+from localmoe.planning.planned_model import PlannedModel
 from localmoe.planning.request import Request
-from localmoe.planning.token_work import TokenWork, token_work
+from localmoe.planning.token_work import token_work
 from localmoe.settings import Settings
-from localmoe.weights.catalog import Catalog
-
-
-@dataclass(frozen=True)
-class PlannedModel:
-    """A model that was planned for and not loaded."""
-
-    catalog: Catalog
-    work: TokenWork
-    slot_plan: SlotPlan
 
 
 def plan_model(path: str | Path, settings: Settings, budget_bytes: int) -> PlannedModel:

@@ -8,11 +8,14 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from localmoe.backends.torch.expert_products import ExpertProducts, Parts
 from localmoe.backends.torch.expert_sources import ExpertSource
 from localmoe.backends.torch.far_experts import FarExperts, measure
+from localmoe.backends.torch.kernels import find_kernel
 from localmoe.backends.torch.levels import Levels
+from localmoe.backends.torch.packed_experts import Kernels, PackedExperts
 from localmoe.backends.torch.planned import Planned
-from localmoe.backends.torch.routed import Parts, RoutedExperts
+from localmoe.backends.torch.routed import RoutedExperts
 from localmoe.backends.torch.routing_hooks import hook_routers
 from localmoe.backends.torch.server import ExpertServer
 from localmoe.backends.torch.slot_weights import (
@@ -36,45 +39,59 @@ def attach(
     which is measured here. Raises ExpertReadError.
     """
     layers = {layer.layer: layer for layer in planned.source.catalog.layers}
-    near = _parts(planned, levels.cache, levels.slots, levels.memory)
-    uses_far = cpu_experts and levels.has_device
-    memory = memory_tensor(levels.pool.memory)
-    far = _parts(planned, levels.below, levels.pool, memory) if uses_far else None
-    costs = {}
-    server = ExpertServer(levels.cache, levels.used)
-    found = {}
+    near = _Places(planned, levels.cache, levels.slots, levels.memory)
+    far = None
+    if cpu_experts and levels.has_device:
+        far = _Places(planned, levels.below, levels.pool, memory_tensor(levels.pool.memory))
+    server, found = ExpertServer(levels.cache, levels.used), {}
     for one in planned.stripped.modules:
         module: Any = one.module
-        parts = far[one.layer] if far else None
-        routed = RoutedExperts(layers[one.layer], module, server, near[one.layer], parts)
-        found[one.layer] = module.localmoe = routed
-        hook_routers(model, one.name, layers[one.layer], server)
-    if uses_far:
+        products = ExpertProducts(module, near.parts(one), far.parts(one) if far else None)
+        layer, packed = layers[one.layer], None
+        if levels.has_device:
+            kernels, server.note = near.kernels(one, products.is_transposed)
+            if kernels:
+                packed = PackedExperts(layer, server, levels.memory, products, kernels)
+        module.localmoe = RoutedExperts(layer, module, server, products, packed)
+        found[one.layer] = products
+        hook_routers(model, one.name, layer, server)
+    if far:
         costs = measure(levels, layers.values(), lambda layer, slot: found[layer].far_row(slot))
         server.far = FarExperts(levels, costs)
     return server
 
 
-def _parts(
-    planned: Planned, cache: ExpertCache, slots: SlotLayout, memory: Tensor
-) -> dict[int, Parts]:
-    """Return the parts of each layer's experts as they lie in the slots of a level."""
-    found = {}
-    for one in planned.stripped.modules:
-        first, second = _parts_of(one, planned, cache, slots, memory)
-        found[one.layer] = first, second
-    return found
+class _Places:
+    """The parts of experts as they lie in the slots of one level."""
 
+    def __init__(
+        self, planned: Planned, cache: ExpertCache, slots: SlotLayout, memory: Tensor
+    ) -> None:
+        self._planned, self._cache, self._slots, self._memory = planned, cache, slots, memory
 
-def _parts_of(
-    one: ExpertModule, planned: Planned, cache: ExpertCache, slots: SlotLayout, memory: Tensor
-) -> Iterator[SlotWeights]:
-    index = slots.class_index(one.layer)
-    for part, names in enumerate(one.parts):
-        start = cache.placement.start(one.layer, 0, part)
-        place = Place(start, slots.classes[index].stride_nbytes, slots.counts[index])
-        sources = [planned.source.sources[f"{one.name}.{name}"] for name in names]
-        yield _weights(memory, place, sources)
+    def parts(self, one: ExpertModule) -> Parts:
+        """Return the two parts of the experts of a layer."""
+        first, second = (_weights(self._memory, place, sources) for place, sources in self._of(one))
+        return first, second
+
+    def kernels(self, one: ExpertModule, is_transposed: bool) -> tuple[Kernels | None, str]:
+        """Return kernels that multiply both parts as they are; None, and why, if there are none."""
+        device = self._memory.device
+        found = []
+        for place, sources in self._of(one):
+            kernel, reason = find_kernel(sources, place, device, is_transposed=is_transposed)
+            if kernel is None:
+                return None, f"experts are decoded before each use: {reason}"
+            found.append(kernel)
+        return (found[0], found[1]), ""
+
+    def _of(self, one: ExpertModule) -> Iterator[tuple[Place, list[ExpertSource]]]:
+        index = self._slots.class_index(one.layer)
+        for part, names in enumerate(one.parts):
+            start = self._cache.placement.start(one.layer, 0, part)
+            stride, count = self._slots.classes[index].stride_nbytes, self._slots.counts[index]
+            sources = [self._planned.source.sources[f"{one.name}.{name}"] for name in names]
+            yield Place(start, stride, count), sources
 
 
 def _weights(memory: Tensor, place: Place, sources: list[ExpertSource]) -> SlotWeights:

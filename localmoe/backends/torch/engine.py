@@ -92,6 +92,11 @@ class TorchEngine(Closing):
         """No compiled code serves this engine."""
 
     @property
+    def note(self) -> str:
+        """What a user should know of how it runs; see `NotedEngine`."""
+        return self._open().server.note
+
+    @property
     def position(self) -> int:
         """Number of tokens in the context."""
         return self._kv.position
@@ -156,7 +161,7 @@ class TorchEngine(Closing):
         cache = served.cache.stats()
         return Stats(
             tokens=self._decoded,
-            hits=cache.hits,
+            hits=cache.hits + served.server.table_hits,
             misses=cache.misses,
             read_bytes=served.levels.below.stats().read_bytes,
             stall_seconds=served.server.stall_seconds,

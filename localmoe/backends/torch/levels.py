@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from localmoe.backends.torch.device import TorchDevice
@@ -20,6 +21,7 @@ from localmoe.cache.uploads import Uploads
 from localmoe.cache.warm_start import hottest
 from localmoe.closing import Closing
 from localmoe.settings import Progress, Settings
+from localmoe.weights.catalog import ExpertKey
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,23 @@ class Levels(Closing):
         self.below.warm_up(rates)
         if self.has_device:
             self._fill(rates, progress)
+
+    def tables(self) -> dict[int, Tensor]:
+        """Return the slot of each expert by layer, int32 [E], on the device, if all are there.
+
+        Nothing where there is no device, or where some experts are not on it.
+        """
+        slot_of = self.cache.occupancy.slot_of
+        layers = [layer for each in self.slots.classes for layer in each.layers]
+        if not self.has_device or len(slot_of) < sum(layer.n_experts for layer in layers):
+            return {}
+        return {
+            layer.layer: torch.tensor(
+                [slot_of[ExpertKey(layer.layer, expert)] for expert in range(layer.n_experts)],
+                dtype=torch.int32,
+            ).to(self.memory.device)
+            for layer in layers
+        }
 
     def close(self) -> None:
         """Free all slots, and stop the reads. May be called twice."""

@@ -9,10 +9,11 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.integrations.moe import ExpertsInterface
-from transformers.utils import is_accelerate_available, logging
+from transformers.utils import is_accelerate_available
 
 from localmoe.backends.torch.formats import DTYPES
 from localmoe.backends.torch.quantizer import NAME, OnModel, ServedConfig
+from localmoe.backends.torch.quiet import quietly
 from localmoe.backends.torch.weight import Weight
 from localmoe.backends.torch.weight_reads import LazyWeight, WeightReads
 from localmoe.errors import EngineError, LocalMoeError, ModelFormatError, UnsupportedModelError
@@ -43,7 +44,7 @@ def load_resident(
     state = {
         name: LazyWeight(weight, names[weight.dtype], reads) for name, weight in weights.items()
     }
-    with _quietly():
+    with quietly():
         try:
             model, info = model_class(config).from_pretrained(
                 None,
@@ -116,18 +117,3 @@ def _check(model: PreTrainedModel, info: Mapping[str, Any]) -> None:
         raise UnsupportedModelError(
             f"transformers left {len(left)} tensors without values, such as {left[0]}"
         )
-
-
-class _quietly:  # noqa: N801 (reads like a statement)
-    """While this lasts transformers writes nothing: what matters of it is raised."""
-
-    def __enter__(self) -> None:
-        self._level = logging.get_verbosity()
-        self._bars = logging.is_progress_bar_enabled()
-        logging.set_verbosity(logging.CRITICAL)
-        logging.disable_progress_bar()
-
-    def __exit__(self, *_: object) -> None:
-        logging.set_verbosity(self._level)
-        if self._bars:
-            logging.enable_progress_bar()

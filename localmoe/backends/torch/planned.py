@@ -12,10 +12,11 @@ from localmoe.backends.torch.footprint import Footprint, footprints
 from localmoe.backends.torch.source import TorchSource
 from localmoe.backends.torch.stripped import Stripped
 from localmoe.cache.bounce import BOUNCE_NBYTES, buffers_needed
-from localmoe.planning.budget import SlotPlan, plan_fixed_slots, plan_memory, plan_shared
+from localmoe.planning.budget import SlotPlan, plan_shared
 from localmoe.planning.machine import available_memory_bytes, held_memory_bytes
 from localmoe.planning.plan import MemoryPlan
 from localmoe.planning.request import Request
+from localmoe.planning.slot_plan import plan_slots
 from localmoe.settings import Settings
 
 _FREE_SHARE = 0.95
@@ -58,11 +59,11 @@ def plan_model(
     host_budget = settings.memory_bytes or available_memory_bytes()
     if device is None:
         near = _with_decoded(host, source)
-        planned = _plan_near(near, host_budget, settings.slots)
+        planned = plan_slots(near, host_budget, settings.slots)
         return Planned(source, stripped, _said(planned.plan, source), planned.counts)
     near = replace(host, classes=source.device_classes, base_bytes=0, option="--vram")
     budget = settings.vram_bytes or int(device.free_bytes() * _FREE_SHARE)
-    planned = _plan_near(_with_decoded(near, source), budget, settings.slots)
+    planned = plan_slots(_with_decoded(near, source), budget, settings.slots)
     behind = _plan_behind(host, host_budget)
     plan = replace(_said(planned.plan, source), behind=behind.plan)
     return Planned(source, stripped, plan, planned.counts, behind.counts)
@@ -91,20 +92,6 @@ def _said(plan: MemoryPlan, source: TorchSource) -> MemoryPlan:
     extra = _decoded_nbytes(source)
     base, resident = plan.base_bytes - extra, plan.resident_bytes + extra
     return replace(plan, base_bytes=base, resident_bytes=resident)
-
-
-def _plan_near(request: Request, budget_bytes: int, slots: int | None) -> SlotPlan:
-    """Split what is computed in; all experts lie in slots here, also where all of them fit."""
-    if slots:
-        return plan_fixed_slots(request, budget_bytes, slots)
-    found = plan_memory(request, budget_bytes)
-    if found.counts:
-        return found
-    footprint = next(
-        each for each in request.footprints if each.chunk_tokens == found.plan.prefill_chunk_tokens
-    )
-    alone = replace(request, footprints=[footprint])
-    return plan_shared(alone, budget_bytes, [c.token_demand for c in request.classes])
 
 
 def _plan_behind(request: Request, budget_bytes: int) -> SlotPlan:

@@ -23,7 +23,7 @@ def hook_routers(model: nn.Module, name: str, layer: MoeLayer, server: ExpertSer
 
     def look(_module: nn.Module, _inputs: Any, output: Any) -> None:
         index = _chosen(output)
-        if index is not None:
+        if index is not None and not server.tables:  # with tables nothing is read
             ids = [expert for expert in index.reshape(-1).tolist() if expert < layer.n_experts]
             server.begin(layer.layer, ids)
 
@@ -35,10 +35,6 @@ def hook_routers(model: nn.Module, name: str, layer: MoeLayer, server: ExpertSer
 def _chosen(output: Any) -> Tensor | None:
     """Return the numbers of experts in what a router returns, [T, K]; None: there are none."""
     for each in output if isinstance(output, tuple) else (output,):
-        if (
-            isinstance(each, Tensor)
-            and each.dtype in (torch.int64, torch.int32)
-            and each.dim() == 2
-        ):
+        if isinstance(each, Tensor) and each.dtype in _INTEGERS and each.dim() == 2:
             return each
     return None

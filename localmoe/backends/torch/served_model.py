@@ -54,6 +54,7 @@ class ServedModel(Closing):
         if all(limit >= each.n_experts for limit, each in counts):
             rates = {m.layer: np.ones(m.n_experts) for m in self.catalog.layers}
             self.levels.warm_up(rates, progress)
+            self.server.tables = self.levels.tables()
         elif profile:
             self.levels.warm_up(profile.read(), progress)
 

@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from torch import Tensor
+
 from localmoe.backends.torch.far_experts import FarExperts
 from localmoe.cache.expert_cache import ExpertCache
 from localmoe.cache.lease import Lease
@@ -67,7 +69,28 @@ class ExpertServer:
         """Set by anybody: the next layer raises InterruptedDecodeError."""
         self.stall_seconds = 0.0
         self.split_layers = 0
+        self.note = ""
+        """What a user should know of how experts are computed."""
+        self.table_hits = 0
+        """Requests that were answered by a table: the cache was not asked."""
+        self.tables: Mapping[int, Tensor] = {}
+        """By layer the slot of each expert, int32 [E], where all are in slots and stay there."""
         self._early: dict[int, tuple[list[int], Served]] = {}
+
+    def table(self, layer: int) -> Tensor | None:
+        """Return the slots of a layer's experts; None: they have to be asked for.
+
+        Raises InterruptedDecodeError.
+        """
+        if self.interrupted:
+            raise InterruptedDecodeError("the decode was interrupted")
+        # Whoever watches wants to be told of every request.
+        return None if self.cache.occupancy.is_watched else self.tables.get(layer)
+
+    def found_in_table(self, n_pairs: int) -> None:
+        """Count requests that the cache was not asked for."""
+        self.table_hits += n_pairs
+        self.used()
 
     def begin(self, layer: int, ids: list[int]) -> None:
         """Start to read what a router chose; `serve` is called with the same ids later."""

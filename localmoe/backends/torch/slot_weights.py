@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from localmoe.backends.torch.expert_sources import ExpertSource
-from localmoe.cache.memory import HostMemory
+from localmoe.cache.memory import Memory
 
 
 class SlotWeights(Protocol):
@@ -30,7 +30,7 @@ class Place(NamedTuple):
     slots: int
 
 
-def memory_tensor(memory: HostMemory) -> Tensor:
+def memory_tensor(memory: Memory) -> Tensor:
     """Return slot memory as bytes, uint8. It does not keep the memory from being closed."""
     array = (ctypes.c_uint8 * memory.nbytes).from_address(memory.address)
     return torch.frombuffer(array, dtype=torch.uint8)

@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
+from localmoe.backends.torch.quiet import quietly
 from localmoe.errors import UnsupportedModelError
 
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
@@ -21,9 +22,10 @@ class TorchTokenizer:
     def __init__(self, folder: Path, n_vocab: int, ends: frozenset[int]) -> None:
         """`n_vocab`: how many logits the model gives. Raises UnsupportedModelError."""
         try:
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(
-                folder, trust_remote_code=False, local_files_only=True
-            )
+            with quietly():  # of the configuration, which is none of a tokenizer's business
+                self._tokenizer: Any = AutoTokenizer.from_pretrained(
+                    folder, trust_remote_code=False, local_files_only=True
+                )
         except Exception as error:
             raise UnsupportedModelError(
                 f"transformers cannot use the tokenizer in {folder}: "

@@ -57,7 +57,8 @@ class PackedKernel:
         return out
 
     def _check(self, memory: Tensor, x: Tensor, slots: Tensor, rows: Tensor) -> None:
-        end = self._place.start + self._place.slots * self._place.stride
+        place = self._place
+        end = place.start + (place.slots - 1) * place.stride + self._layout.nbytes
         if memory.dtype != torch.uint8 or memory.dim() != 1 or not memory.is_contiguous():
             raise ValueError(f"slots are bytes one after the other: {memory.dtype} given")
         if len(memory) < end or memory.data_ptr() % SLOT_ALIGNMENT_NBYTES:
