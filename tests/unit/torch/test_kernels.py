@@ -135,7 +135,7 @@ def test_what_a_gpu_would_be_given(
     import triton
 
     monkeypatch.setattr(triton.knobs.cache, "dir", str(tmp_path))
-    triton_code, gpu_code = compile_for(capability, Shape(format_name, 64, 1024, pieces=2))
+    triton_code, gpu_code = compile_for(capability, Shape(format_name, 64, 1024))
     places = re.findall(
         r"tt.addptr .*tensor<\d+x\d+x.*!tt.ptr<i\d+>>, tensor<.*xi(\d+)>", triton_code
     )

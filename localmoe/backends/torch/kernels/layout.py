@@ -92,6 +92,11 @@ class Layout:
         return -(-self.rows // self.tile.rows)
 
     @property
+    def column_tiles(self) -> int:
+        """Tiles that cover a row."""
+        return -(-self.columns // self.tile.columns)
+
+    @property
     def is_plain(self) -> bool:
         """Whether values are stored as they are."""
         return self.scales is None
