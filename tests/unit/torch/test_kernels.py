@@ -99,7 +99,13 @@ def test_products(interpreter: Interpreter, shape: Shape) -> None:
 @pytest.mark.parametrize("shape", ODD_PLACES, ids=str)
 def test_weights_and_biases_at_odd_places(interpreter: Interpreter, shape: Shape) -> None:
     interpreter.run("kernel_checks.check_weights", replace(shape, bias=None))
-    interpreter.run("kernel_checks.check_nothing_but_bias", shape)
+    interpreter.run("kernel_checks.check_biases", shape)
+
+
+@needs_triton
+def test_a_bias_is_added_where_the_model_adds_it(interpreter: Interpreter) -> None:
+    shape = Shape("bf16", 24, 64, bias=BF16, is_transposed=True)
+    interpreter.run("kernel_checks.check_biases", shape)
 
 
 @needs_triton
@@ -145,6 +151,21 @@ def test_what_a_gpu_would_be_given(
         assert inexact not in gpu_code
     assert ("div.rn.f32" in gpu_code) == (format_name == "nvfp4")
     assert "cvt.rn.bf16" in gpu_code
+
+
+@needs_triton
+@pytest.mark.parametrize(("rows", "widest"), [(8, "32"), (7, "8")])
+def test_what_lies_at_odd_places_is_read_byte_by_byte(
+    rows: int, widest: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import triton
+
+    monkeypatch.setattr(triton.knobs.cache, "dir", str(tmp_path))
+    # F32 scales at 8 * 8 and 7 * 9, and a bias behind them; inputs are loads of 16 bits.
+    shape = Shape("fp8-channel", rows, 8 if rows == 8 else 9, bias=F32)
+    triton_code, _ = compile_for(90, shape)
+    loads = re.findall(r"tt.load .*tensor<.*!tt.ptr<i(\d+)>>", triton_code)
+    assert max((each for each in loads if each != "16"), key=int) == widest
 
 
 def compile_for(capability: int, shape: Shape) -> tuple[str, str]:
