@@ -19,6 +19,7 @@ Open = Callable[[Path, Settings, Progress | None], MeasuredEngine]
 TORCH_PACKAGES = ("torch", "transformers", "safetensors")
 """What the torch engine needs beside localmoe."""
 INSTALL_TORCH = "pip install 'localmoe[torch]'"
+INSTALL_MLX = "pip install 'localmoe[mlx]'"
 
 
 def missing_torch_packages() -> list[str]:
@@ -89,8 +90,7 @@ def _mlx_load() -> Open:
         if (error.name or "").split(".")[0] not in ("mlx", "mlx_lm", "transformers"):
             raise
         raise EngineError(
-            f"the MLX engine needs the package {error.name}, which is not installed: "
-            "pip install 'localmoe[mlx]'"
+            f"the MLX engine needs the package {error.name}, which is not installed: {INSTALL_MLX}"
         ) from error
     except ValueError as error:  # mlx_lm sets limits of the process when it is imported
         raise EngineError(
