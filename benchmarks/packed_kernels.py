@@ -4,8 +4,8 @@
 
 What a decode step asks of one part of a layer: 8 experts for each token. In turn: the kernel that
 reads them as they lie in their slots; decoding each and multiplying, as where there is no kernel;
-and multiplying decoded BF16 matrices. Steps go round through slots that no cache holds all of. Rates
-count the bytes that each side has to read at least.
+and multiplying decoded BF16 matrices. Steps go round through slots that no cache holds all of.
+Rates count the bytes that each side has to read at least.
 """
 
 from __future__ import annotations
@@ -161,10 +161,11 @@ def main() -> None:
             answer = measure(shape, given.tokens, given.rounds)
             formats.setdefault(format_name, {})[name] = answer
             rate = answer["bytes_per_second"]["packed"]["median"] / 1e9
-            times = {side: values["median"] for side, values in answer["seconds"].items()}
+            seconds = {side: values["median"] for side, values in answer["seconds"].items()}
+            times = {side: each / seconds["packed"] for side, each in seconds.items()}
             print(
-                f"| {format_name} | {name} | {rate:.0f} | {times['decoding'] / times['packed']:.1f} "
-                f"| {times['bf16'] / times['packed']:.1f} |",
+                f"| {format_name} | {name} | {rate:.0f} | {times['decoding']:.1f} "
+                f"| {times['bf16']:.1f} |",
                 flush=True,
             )
     device = torch.cuda.get_device_properties(0)

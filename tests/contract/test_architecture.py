@@ -95,7 +95,7 @@ def test_imports_point_one_way(path: Path) -> None:
 def test_each_engine_is_imported_by_its_own_backend_only() -> None:
     engines = {
         **{"llama_cpp": "llama", "torch": "torch", "transformers": "torch"},
-        **{"mlx": "mlx", "mlx_lm": "mlx"},
+        **{"triton": "torch", "mlx": "mlx", "mlx_lm": "mlx"},
     }
     for path in SOURCES:
         for name in imports_of(path):

@@ -33,6 +33,10 @@ class Shape:
     bias: torch.dtype | None = None
     is_transposed: bool = False
 
+    def __str__(self) -> str:
+        words = [self.format_name, f"{self.pieces}x{self.rows}x{self.columns}", str(self.dtype)]
+        return "-".join(words + ["bias"] * (self.bias is not None) + ["T"] * self.is_transposed)
+
 
 @dataclass(frozen=True)
 class SlottedPart:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +15,7 @@ import torch
 
 from interpreted import Interpreter
 from localmoe.backends.torch.kernels import find_kernel
-from localmoe.backends.torch.kernels.layout import tile_of
+from localmoe.backends.torch.kernels.layout import Layout, tile_of
 from localmoe.backends.torch.kernels.recognition import Refusal, layout_of
 from zoo_torch.formats import FORMATS
 from zoo_torch.parts import Shape, make_part
@@ -62,16 +64,16 @@ def test_every_code(interpreter: Interpreter, kind: str) -> None:
 
 
 LARGER = (
-    Shape("fp8-block", 150, 448, pieces=2),  # blocks that are cut on both sides
-    Shape("fp8-block-ue8m0", 130, 300),
+    Shape("fp8-block", 130, 192, pieces=2),  # blocks that are cut on both sides
+    Shape("fp8-block-ue8m0", 20, 300),
     Shape("fp8-channel", 20, 192, pieces=2),
     Shape("int4-g32", 20, 1056),
-    Shape("int4-g128", 37, 256, pieces=2),
+    Shape("int4-g128", 20, 256, pieces=2),
     Shape("int4-channel-asymmetric", 20, 136),
     Shape("nvfp4", 12, 1040),
     Shape("nvfp4-modelopt", 40, 128, pieces=2, dtype=F16),
     Shape("mxfp4-packed", 40, 128, dtype=F32),
-    shape_of("mxfp4", 40, 1120, bias=BF16),
+    shape_of("mxfp4", 20, 1120, bias=BF16),
     Shape("bf16", 20, 300, bias=BF16),
     Shape("bf16", 70, 40, bias=F32, is_transposed=True),
     Shape("f32", 20, 30, dtype=F16, is_transposed=True),
@@ -82,7 +84,7 @@ ODD_PLACES = (
     Shape("fp8-channel", 5, 11, pieces=2, bias=F32),
     Shape("nvfp4", 3, 48, pieces=2, bias=F16),
     Shape("int4-g32-asymmetric", 9, 32, pieces=2, bias=BF16),
-    Shape("bf16", 3, 5, pieces=3, bias=F32),
+    Shape("f32", 3, 5, dtype=F32, pieces=3, bias=F16),
 )
 """Scales and biases at places that their type does not divide, tiles beyond rows and columns."""
 
@@ -122,6 +124,50 @@ def test_no_pairs_are_no_products(interpreter: Interpreter) -> None:
 @needs_triton
 def test_slots_beyond_what_32_bits_reach(interpreter: Interpreter) -> None:
     interpreter.run("kernel_checks.check_addresses")
+
+
+@needs_triton
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("format_name", ["bf16", "int4-g128", "nvfp4"])
+def test_what_a_gpu_would_be_given(
+    format_name: str, capability: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import triton
+
+    monkeypatch.setattr(triton.knobs.cache, "dir", str(tmp_path))
+    triton_code, gpu_code = compile_for(capability, Shape(format_name, 64, 1024))
+    places = re.findall(
+        r"tt.addptr .*tensor<\d+x\d+x.*!tt.ptr<i\d+>>, tensor<.*xi(\d+)>", triton_code
+    )
+    assert set(places) == {"64"}
+    assert "ld.global.v4" in gpu_code  # 16 bytes at once
+    for inexact in (".ftz", ".approx", "div.full", "atom.", "red.global"):
+        assert inexact not in gpu_code
+    assert ("div.rn.f32" in gpu_code) == (format_name == "nvfp4")
+    assert "cvt.rn.bf16" in gpu_code
+
+
+def compile_for(capability: int, shape: Shape) -> tuple[str, str]:
+    """Return what Triton makes of a kernel for NVIDIA's GPUs: its own code, and PTX."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from localmoe.backends.torch.kernels import products
+
+    layout = layout_of(make_part(shape, slots=1).sources, shape.is_transposed)
+    assert isinstance(layout, Layout)
+    source = ASTSource(
+        products.multiply_plain if layout.is_plain else products.multiply_coded,
+        {
+            **{"memory": "*u8", "stride": "i32", "pairs": ("*i32", "*i32")},
+            **{"x": "*bf16", "out": "*bf16", "LAYOUT": "constexpr"},
+        },
+        {(5,): layout},
+        {(argument,): [["tt.divisibility", 16]] for argument in (0, 1, 3, 4)},
+    )
+    found = triton.compile(source, target=GPUTarget("cuda", capability, 32))
+    return found.asm["ttir"], found.asm["ptx"]
 
 
 def refusal_of(shape: Shape, is_transposed: bool | None = None, **changes: Any) -> str:

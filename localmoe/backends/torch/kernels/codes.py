@@ -1,7 +1,7 @@
 """Codes to values, in kernels: the bits of a code are put where a float has them.
 
-Each value is what formats/ decodes, for every code. All of it are operations that every GPU has, and
-Triton's interpreter, but for rounding to BF16: that interpreter cuts what it should round.
+Each value is what formats/ decodes, for every code. Every GPU has these operations, and so does
+Triton's interpreter, but for rounding to BF16: it cuts instead.
 """
 
 from __future__ import annotations

@@ -79,9 +79,22 @@ class Layout:
         return self.pieces * self.rows
 
     @property
+    def nbytes(self) -> int:
+        """Bytes of a part, bias included."""
+        matrix = self.pieces * self.piece_nbytes
+        if self.bias is None:
+            return matrix
+        return self.bias.start + self.out_rows * (4 if self.bias.dtype == "F32" else 2)
+
+    @property
     def row_tiles(self) -> int:
         """Tiles that cover the rows of a piece."""
         return -(-self.rows // self.tile.rows)
+
+    @property
+    def column_tiles(self) -> int:
+        """Tiles that cover a row."""
+        return -(-self.columns // self.tile.columns)
 
     @property
     def is_plain(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -33,23 +34,22 @@ class PackedKernel:
         """Return the matrix of slot slots[p] times row rows[p] of x for each pair p, [P, rows].
 
         `memory` is that of all slots, uint8; x is [T, columns] in the compute type; `slots` and
-        `rows` are int32 [P]. All are on one device. What `slots` and `rows` say is not looked at
-        here: that would wait for the device. The caller sees to it that there are such slots and
-        rows. Raises ValueError for tensors of another type or shape.
+        `rows` are int32 [P], at most 65535. All are on one device. What `slots` and `rows` say is
+        not looked at here: that would wait for the device. The caller sees to it that there are
+        such slots and rows. Raises ValueError for tensors of another type or shape.
         """
         self._check(memory, x, slots, rows)
         out = torch.empty((len(slots), self.out_rows), dtype=self._dtype, device=x.device)
         if not len(slots):
             return out
-        x = _aligned(x.contiguous())
         layout, place = self._layout, self._place
         grid = (layout.row_tiles * layout.pieces, len(slots))
-        with torch.cuda.device_of(memory):
+        with torch.cuda.device(memory.device) if memory.is_cuda else nullcontext():
             self._launch[grid](
                 memory[place.start :],
                 place.stride,
-                (slots.contiguous(), rows.contiguous()),
-                x,
+                (_aligned(slots), _aligned(rows)),
+                _aligned(x),
                 out,
                 layout,
                 num_warps=_WARPS,
@@ -57,8 +57,8 @@ class PackedKernel:
         return out
 
     def _check(self, memory: Tensor, x: Tensor, slots: Tensor, rows: Tensor) -> None:
-        start, stride, slots_there = self._place
-        end = start + (slots_there - 1) * stride + self._layout.pieces * self._layout.piece_nbytes
+        place = self._place
+        end = place.start + (place.slots - 1) * place.stride + self._layout.nbytes
         if memory.dtype != torch.uint8 or memory.dim() != 1 or not memory.is_contiguous():
             raise ValueError(f"slots are bytes one after the other: {memory.dtype} given")
         if len(memory) < end or memory.data_ptr() % SLOT_ALIGNMENT_NBYTES:
@@ -80,6 +80,7 @@ class PackedKernel:
             )
 
 
-def _aligned(x: Tensor) -> Tensor:
-    """Return it at a place of which the compiled kernel is the same, and so the sums."""
-    return x if x.data_ptr() % SLOT_ALIGNMENT_NBYTES == 0 else x.clone()
+def _aligned(tensor: Tensor) -> Tensor:
+    """Return it where a kernel is compiled for: for another place it would be compiled anew."""
+    tensor = tensor.contiguous()
+    return tensor if tensor.data_ptr() % SLOT_ALIGNMENT_NBYTES == 0 else tensor.clone()

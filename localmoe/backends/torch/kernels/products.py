@@ -31,18 +31,17 @@ def multiply_plain(memory, stride, pairs, x, out, LAYOUT: tl.constexpr):
     [T, columns], `out` [P, rows of all pieces].
     """
     slot, base, row, pair, inputs = places(memory, stride, pairs, x, LAYOUT)
-    ALIGNMENT: tl.constexpr = LAYOUT.codes.alignment
-    base = tl.multiple_of(base + LAYOUT.codes.start, ALIGNMENT)
+    base += LAYOUT.codes.start
     ROWS: tl.constexpr = LAYOUT.tile.rows
     COLUMNS: tl.constexpr = LAYOUT.tile.columns
     total = tl.zeros((ROWS, COLUMNS), tl.float32)
-    for first in range(0, LAYOUT.columns, COLUMNS):
-        column = first + tl.arange(0, COLUMNS)
+    for step in range(0, LAYOUT.column_tiles):
+        column = step * COLUMNS + tl.arange(0, COLUMNS)
         is_there = column < LAYOUT.columns
         down, across = row.to(tl.int64) * LAYOUT.strides[0], column.to(tl.int64) * LAYOUT.strides[1]
         mask = (row < LAYOUT.rows)[:, None] & is_there[None, :]
         offsets = down[:, None] + across[None, :]
-        weights = load_floats(base, offsets, mask, LAYOUT.codes.dtype, ALIGNMENT)
+        weights = load_floats(base, offsets, mask, LAYOUT.codes.dtype, LAYOUT.codes.alignment)
         vector = load_floats(inputs, column, is_there, LAYOUT.dtype, LAYOUT.input_alignment)
         if LAYOUT.codes.dtype != LAYOUT.dtype:
             weights = rounded(weights, LAYOUT.dtype)
@@ -54,8 +53,7 @@ def multiply_plain(memory, stride, pairs, x, out, LAYOUT: tl.constexpr):
 def multiply_coded(memory, stride, pairs, x, out, LAYOUT: tl.constexpr):
     """Multiply matrices of codes with scales. Arguments are those of `multiply_plain`."""
     slot, base, row, pair, inputs = places(memory, stride, pairs, x, LAYOUT)
-    ALIGNMENT: tl.constexpr = LAYOUT.codes.alignment
-    codes = tl.multiple_of(base + LAYOUT.codes.start, ALIGNMENT)
+    codes = base + LAYOUT.codes.start
     row_read = tl.minimum(row, LAYOUT.rows - 1)
     row_start = row_read.to(tl.int64) * LAYOUT.strides[0]
     ROWS: tl.constexpr = LAYOUT.tile.rows
@@ -63,22 +61,22 @@ def multiply_coded(memory, stride, pairs, x, out, LAYOUT: tl.constexpr):
     UNITS: tl.constexpr = LAYOUT.tile.columns // UNIT
     BYTES: tl.constexpr = UNIT // 2 if LAYOUT.has_two_codes_a_byte else UNIT
     total = tl.zeros((ROWS, UNITS, BYTES), tl.float32)
-    for first in range(0, LAYOUT.columns, LAYOUT.tile.columns):
-        unit = first // UNIT + tl.arange(0, UNITS)
-        byte = unit[:, None] * BYTES + tl.arange(0, BYTES)[None, :]
+    for step in range(0, LAYOUT.column_tiles):
+        unit = step * UNITS + tl.arange(0, UNITS)
+        byte = step * (UNITS * BYTES) + tl.arange(0, UNITS * BYTES)
+        column = step * (UNITS * UNIT) + tl.arange(0, UNITS * UNIT)
         scales = scales_of(base, row_read, unit, LAYOUT)
         zeros = zeros_of(base, row_read, unit, LAYOUT)
-        offsets = row_start[:, None, None] + byte[None, :, :]
-        column = first + tl.arange(0, LAYOUT.tile.columns)
+        offsets = row_start[:, None] + byte[None, :]
         if LAYOUT.is_ragged:
             # What is beyond has codes, scales and inputs of 0.
             mask = byte < LAYOUT.columns * BYTES // UNIT
-            found = tl.load(codes + offsets, mask=mask[None, :, :], other=0)
+            found = tl.load(codes + offsets, mask=mask[None, :], other=0)
         else:
             found = tl.load(codes + offsets)
         is_there = column < LAYOUT.columns
         vector = load_floats(inputs, column, is_there, LAYOUT.dtype, LAYOUT.input_alignment)
-        found = found.to(tl.uint32)
+        found = tl.reshape(found, (ROWS, UNITS, BYTES)).to(tl.uint32)
         if LAYOUT.has_two_codes_a_byte:
             low, high = tl.split(tl.reshape(vector, (UNITS, BYTES, 2)))
             total += terms(found, scales, zeros, low, LAYOUT)
@@ -97,19 +95,18 @@ def places(memory, stride, pairs, x, LAYOUT: tl.constexpr):
     """
     tile, pair = tl.program_id(0), tl.program_id(1).to(tl.int64)
     slot = memory + tl.load(pairs[0] + pair).to(tl.int64) * stride
-    base = slot + (tile // LAYOUT.row_tiles).to(tl.int64) * LAYOUT.piece_nbytes
+    base = slot
+    if LAYOUT.pieces > 1:  # else what divides addresses would be lost
+        base += (tile // LAYOUT.row_tiles).to(tl.int64) * LAYOUT.piece_nbytes
     row = (tile % LAYOUT.row_tiles) * LAYOUT.tile.rows + tl.arange(0, LAYOUT.tile.rows)
     inputs = x + tl.load(pairs[1] + pair).to(tl.int64) * LAYOUT.columns
-    ALIGNMENT: tl.constexpr = LAYOUT.input_alignment
-    inputs = tl.multiple_of(inputs.to(tl.pointer_type(tl.uint8)), ALIGNMENT)
-    return slot, base, row, pair, inputs
+    return slot, base, row, pair, inputs.to(tl.pointer_type(tl.uint8))
 
 
 @triton.jit
 def scales_of(base, row, unit, LAYOUT: tl.constexpr):
     """Return the scale of each row and unit of columns, [rows, units, 1]."""
-    ALIGNMENT: tl.constexpr = LAYOUT.scales.region.alignment
-    start = tl.multiple_of(base + LAYOUT.scales.region.start, ALIGNMENT)
+    start = base + LAYOUT.scales.region.start
     block = unit * LAYOUT.tile.unit // LAYOUT.scales.columns
     first = (row // LAYOUT.scales.rows).to(tl.int64) * LAYOUT.scales.per_row
     offsets = first[:, None] + block[None, :]
