@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from localmoe.settings import EngineName, KvType, PolicyName
+from localmoe.settings import EngineName, KvType, PolicyName, Ranks
 
 Model = Annotated[
     str | None,
@@ -165,6 +165,7 @@ class RunOptions:
     experts_used: int | None = None
     mirrors: tuple[str, ...] = ()
     engine: EngineName | None = None
+    ranks: Ranks | None = None
     max_tokens: int | None = None
     sampling: dict[str, float | None] = field(default_factory=dict)
     """What `sampling_flags` returns."""

@@ -96,6 +96,7 @@ def open_engine(model: Path | None, options: RunOptions, open_it: Open) -> Itera
         experts_used=options.experts_used,
         mirrors=options.mirrors,
         engine=options.engine,
+        ranks=options.ranks,
         read_workers=read_workers(path),
     )
     with progress_bar() as progress:

@@ -14,6 +14,8 @@ from localmoe.backends.mlx.checkpoint import Checkpoint, open_checkpoint
 from localmoe.backends.mlx.engine import MlxEngine
 from localmoe.backends.mlx.footprint import Footprint, IdleSwitch, footprints, vocabulary
 from localmoe.backends.mlx.generation import end_tokens, sampling_values
+from localmoe.backends.mlx.pipeline import Pipeline
+from localmoe.backends.mlx.pipelined import PipelinedModel, PipelinedServer
 from localmoe.backends.mlx.pressure import PressureWatch, Source, system_pressure
 from localmoe.backends.mlx.served_model import ServedModel
 from localmoe.backends.mlx.server import ExpertServer, ServedSwitch
@@ -86,6 +88,8 @@ class _Assembly:
     def __init__(self, checkpoint: Checkpoint, settings: Settings, undo: ExitStack) -> None:
         self._checkpoint, self._settings, self._undo = checkpoint, settings, undo
         self._model = checkpoint.model
+        ranks = settings.ranks
+        self._pipeline = Pipeline(checkpoint.model, ranks) if ranks else None
         self._served: ServedModel | None = None
 
     def build(self, buffer_nbytes: int) -> MlxEngine:
@@ -95,7 +99,8 @@ class _Assembly:
         found = footprints(self._model, context)
         idle = dict(self._model.named_modules())
         used = {one.layer: max(1, idle[one.path].n_used) for one in switches}
-        source = find_experts(self._checkpoint, switches, used)
+        owns = self._pipeline.owns if self._pipeline else _every
+        source = find_experts(self._checkpoint, switches, used, owns)
         self._undo.callback(source.close)
         classes = source.classes(buffer_nbytes)
         slot_plan = self._plan(source, classes, found, context)
@@ -203,11 +208,22 @@ class _Assembly:
             policy=POLICIES[self._settings.policy],
         )
         self._undo.callback(cache.close)
-        server = ExpertServer(cache)
-        switches = source.switches.values()
+        self._served = self._served_by(cache, source, (arrays, pool))
+        server, switches = self._served.server, source.switches.values()
         replace_modules(self._model, {one.path: ServedSwitch(one, server) for one in switches})
-        self._served = ServedModel(self._model, source, (arrays, pool), server)
         return self._served
+
+    def _served_by(
+        self, cache: ExpertCache, source: MlxSource, slots: tuple[SlotArrays, PlanePool]
+    ) -> ServedModel:
+        if self._pipeline is None:
+            return ServedModel(self._model, source, slots, ExpertServer(cache))
+        server = PipelinedServer(cache)
+        return PipelinedModel(self._pipeline, self._model, source, slots, server)
+
+
+def _every(_: str) -> bool:
+    return True
 
 
 def _default_budget() -> int:
