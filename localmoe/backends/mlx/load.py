@@ -20,7 +20,7 @@ from localmoe.backends.mlx.pressure import PressureWatch, Source, system_pressur
 from localmoe.backends.mlx.served_model import ServedModel
 from localmoe.backends.mlx.server import ExpertServer, ServedSwitch
 from localmoe.backends.mlx.slot_arrays import SlotArrays
-from localmoe.backends.mlx.source import MlxSource, find_experts
+from localmoe.backends.mlx.source import MlxSource, find_experts, marks_of
 from localmoe.backends.mlx.switches import Switch, find_switches, replace_modules
 from localmoe.backends.torch.tokenizer import TorchTokenizer
 from localmoe.cache.bounce import BOUNCE_NBYTES, buffers_needed
@@ -34,7 +34,7 @@ from localmoe.planning.budget import SlotPlan
 from localmoe.planning.machine import available_memory_bytes, held_memory_bytes
 from localmoe.planning.request import Request
 from localmoe.planning.slot_plan import plan_slots
-from localmoe.settings import Progress, Settings
+from localmoe.settings import Progress, Ranks, Settings
 
 _FREED_NBYTES = 64 << 20
 """What MLX may keep of freed memory, at least: short steps then allocate nothing."""
@@ -88,19 +88,20 @@ class _Assembly:
     def __init__(self, checkpoint: Checkpoint, settings: Settings, undo: ExitStack) -> None:
         self._checkpoint, self._settings, self._undo = checkpoint, settings, undo
         self._model = checkpoint.model
-        ranks = settings.ranks
-        self._pipeline = Pipeline(checkpoint.model, ranks) if ranks else None
+        self._pipeline: Pipeline | None = None
         self._served: ServedModel | None = None
 
     def build(self, buffer_nbytes: int) -> MlxEngine:
         """Plan, load what is resident, make slots, and put experts that are served in place."""
-        switches = self._emptied_switches()
+        switches, marks = self._emptied_switches(), marks_of(self._checkpoint)
+        if self._settings.ranks:
+            switches = self._split(self._settings.ranks, switches)
         n_vocab, context = vocabulary(self._model), self._context_tokens()
         found = footprints(self._model, context)
         idle = dict(self._model.named_modules())
         used = {one.layer: max(1, idle[one.path].n_used) for one in switches}
         owns = self._pipeline.owns if self._pipeline else _every
-        source = find_experts(self._checkpoint, switches, used, owns)
+        source = find_experts(self._checkpoint, marks, switches, used, owns)
         self._undo.callback(source.close)
         classes = source.classes(buffer_nbytes)
         slot_plan = self._plan(source, classes, found, context)
@@ -135,6 +136,18 @@ class _Assembly:
             switch.put(())
         replace_modules(self._model, {one.path: IdleSwitch(one) for one in switches})
         return switches
+
+    def _split(self, ranks: Ranks, switches: tuple[Switch, ...]) -> tuple[Switch, ...]:
+        """Let go of the layers of other ranks; return this one's switches."""
+        self._pipeline = Pipeline(self._model, ranks)
+        paths = {path for path, _ in self._model.named_modules()}
+        own = tuple(switch for switch in switches if switch.path in paths)
+        if not own:
+            raise UnsupportedModelError(
+                f"the layers {list(self._pipeline.layers)} of this rank have no routed experts: "
+                "run the model on fewer machines"
+            )
+        return own
 
     @staticmethod
     def _check_type(switch: Switch) -> None:

@@ -43,12 +43,12 @@ class Pipeline:
         """
         self._ranks = ranks
         self._split: Any = _splittable(model)
-        n_layers = len(self._split.layers)
-        if n_layers < ranks.size:
+        try:
+            self._split.pipeline(_Place(ranks))
+        except ValueError as error:
             raise UnsupportedModelError(
-                f"the model has {n_layers} layers, and there are {ranks.size} ranks: use fewer"
-            )
-        self._split.pipeline(_Place(ranks))
+                f"mlx-lm does not split this model over {ranks.size} ranks ({error}): use fewer"
+            ) from error
         self._split.pipeline_rank, self._split.pipeline_size = 0, 1
         self.layers = range(self._split.start_idx, self._split.end_idx)
         """The numbers of the layers that this rank has."""

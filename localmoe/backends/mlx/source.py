@@ -42,8 +42,14 @@ class MlxSource:
             file.close()
 
 
+def marks_of(checkpoint: Checkpoint) -> Marks:
+    """Ask mlx-lm what it makes of the stored experts; the model is whole. Raises ModelError."""
+    return Marks(checkpoint.model, checkpoint.tensors, checkpoint.weights())
+
+
 def find_experts(
     checkpoint: Checkpoint,
+    marks: Marks,
     switches: tuple[Switch, ...],
     used: Mapping[int, int],
     owns: Callable[[str], bool],
@@ -53,7 +59,6 @@ def find_experts(
     `used` is how many experts a token uses, by layer. `owns` tells which stored tensors are for
     this process, where others have some of the layers. Raises ModelError.
     """
-    marks = Marks(checkpoint.model, checkpoint.tensors, checkpoint.weights())
     layers = []
     for switch in switches:
         parts = tuple(marks.part(switch, array) for array in switch.arrays)
