@@ -104,13 +104,16 @@ def ranks_for(path: Path | None) -> Iterator[Ranks | None]:
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
         file.write(json.dumps(nodes))
         file.flush()
-        os.environ.update({"MLX_RANK": "0", "MLX_HOSTFILE": file.name})
+        ours = {"MLX_RANK": "0", "MLX_HOSTFILE": file.name}
+        os.environ.update(ours)
         try:
             for rank in range(1, len(hosts)):
                 processes.append(_start(hosts[rank], ranks, rank, nodes))
             yield ranks
         finally:
             _end(processes)
+            for name in ours:
+                os.environ.pop(name, None)
 
 
 def read_hosts(path: Path) -> tuple[Host, ...]:

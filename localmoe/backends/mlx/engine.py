@@ -14,6 +14,7 @@ from localmoe.backends.base import FloatArray, Logits, Stats
 from localmoe.backends.interrupts import whole_or_undone
 from localmoe.backends.mlx import state
 from localmoe.backends.mlx.kv_cache import PromptCache
+from localmoe.backends.mlx.pipeline import Pipeline
 from localmoe.backends.mlx.pipelined import PipelinedModel
 from localmoe.backends.mlx.served_model import ServedModel
 from localmoe.backends.token_check import check_tokens
@@ -170,11 +171,16 @@ class MlxEngine(Closing):
             split_layers=served.server.split_layers,
         )
 
-    def join(self, chunk_tokens: int) -> None:
-        """Become one of several ranks: connect, and read prompts in steps as long as theirs."""
+    @property
+    def stage(self) -> Pipeline:
+        """The part of the model that this is, where `Settings.ranks` says that it is one."""
         served = self._open()
         assert isinstance(served, PipelinedModel)
-        served.pipeline.join()
+        return served.pipeline
+
+    def join(self, chunk_tokens: int) -> None:
+        """Become one of several ranks: connect, and read prompts in steps as long as theirs."""
+        self.stage.join()
         self._plan = replace(self._plan, prefill_chunk_tokens=chunk_tokens)
 
     def close(self) -> None:

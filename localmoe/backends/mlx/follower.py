@@ -79,7 +79,12 @@ class _Follower:
     def _load(self, message: Message) -> Head:
         settings = settings_from_json(message.head["settings"], self._own)
         chunk_tokens = self._rank.load(Path(message.head["path"]), settings)
-        return {"chunk_tokens": chunk_tokens, "can_rewind": self._rank.engine.can_rewind}
+        layers = self._rank.layers
+        return {
+            "chunk_tokens": chunk_tokens,
+            "can_rewind": self._rank.engine.can_rewind,
+            "layers": [layers.start, layers.stop],
+        }
 
     def _join(self, message: Message) -> None:
         self._rank.join(message.head["chunk_tokens"])

@@ -28,6 +28,11 @@ class Rank:
             raise EngineError("this rank has loaded no model")
         return self._engine
 
+    @property
+    def layers(self) -> range:
+        """The numbers of the layers that this rank has."""
+        return self.engine.stage.layers
+
     def load(self, path: Path, settings: Settings, progress: Progress | None = None) -> int:
         """Load this rank's layers; return how many tokens its plan reads at once."""
         self.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -56,6 +57,7 @@ class RankedEngine(Closing):
         self._stats: dict[int, Stats] = {}
         self._seconds, self._interrupted = 0.0, False
         self._can_rewind, self._closed = True, False
+        self._layers: tuple[range, ...] = ()
         self.load_seconds = 0.0
         """See `Engine.load_seconds`."""
 
@@ -66,6 +68,8 @@ class RankedEngine(Closing):
         said = [message.head for message in found.others.values()]
         chunk_tokens = min([found.own, *(head["chunk_tokens"] for head in said)])
         self._can_rewind = all(head["can_rewind"] for head in said)
+        own = self._rank.layers
+        self._layers = (own, *(range(*head["layers"]) for head in said))
         self._together(
             {"do": "join", "chunk_tokens": chunk_tokens}, lambda: self._rank.join(chunk_tokens)
         )
@@ -179,6 +183,11 @@ class RankedEngine(Closing):
             raise EngineError(f"{path} is not a usable state of this model: {error}") from error
         self._whole({"do": "take"}, self._rank.take)
 
+    @property
+    def layers(self) -> tuple[range, ...]:
+        """The numbers of the layers that each rank has."""
+        return self._layers
+
     def stats(self) -> Stats:
         """Return a snapshot of the counters: of experts, those of all ranks."""
         own = self._rank.engine.stats()
@@ -205,7 +214,8 @@ class RankedEngine(Closing):
         self._closed = True
         try:
             if not self._others.lost:
-                self._others.together({"do": "close"}, self._rank.close)
+                with suppress(LostRankError):  # who has gone already need not be ended
+                    self._others.together({"do": "close"}, self._rank.close)
         finally:
             self._others.close()
 
