@@ -98,7 +98,7 @@ class _Assembly:
         if self._settings.ranks:
             switches = self._split(self._settings.ranks, switches)
         n_vocab, context = vocabulary(self._model), self._context_tokens()
-        found = footprints(self._model, context)
+        found = self._exchanging(footprints(self._model, context))
         idle = dict(self._model.named_modules())
         used = {one.layer: max(1, idle[one.path].n_used) for one in switches}
         owns = self._pipeline.owns if self._pipeline else _every
@@ -149,6 +149,17 @@ class _Assembly:
                 "run the model on fewer machines"
             )
         return own
+
+    def _exchanging(self, found: tuple[Footprint, ...]) -> tuple[Footprint, ...]:
+        """Add what a step holds for other ranks, where there are some."""
+        stage, config = self._pipeline, self._checkpoint.config
+        if stage is None:
+            return found
+        more = [stage.exchanged_bytes(one.chunk_tokens, config) for one in found]
+        return tuple(
+            replace(one, compute_bytes=one.compute_bytes + nbytes)
+            for one, nbytes in zip(found, more, strict=True)
+        )
 
     @staticmethod
     def _check_type(switch: Switch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import mlx.core as mx
@@ -14,6 +15,7 @@ from localmoe.errors import EngineError, UnsupportedModelError
 from localmoe.settings import Ranks
 
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
+_WIDEST_NBYTES = 4
 
 
 class _Place:
@@ -59,6 +61,12 @@ class Pipeline:
         """Whether a stored tensor is for this rank: all have what belongs to no layer."""
         found = _LAYER.search(tensor)
         return found is None or int(found[1]) in self.layers
+
+    def exchanged_bytes(self, n_tokens: int, config: Mapping[str, Any]) -> int:
+        """Return what a step holds of hidden states of other ranks: sent, received, gathered."""
+        text = config.get("text_config") or {}
+        width = int(config.get("hidden_size") or text.get("hidden_size") or 0)
+        return (self._ranks.size + 2) * n_tokens * width * _WIDEST_NBYTES
 
     def join(self) -> None:
         """Connect to the other ranks, which do the same now. Raises EngineError."""
