@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from localmoe import errors
+import localmoe.errors as errors
 from localmoe.errors import EngineError, ExpertReadError, LocalMoeError
 
 
