@@ -4,7 +4,9 @@
 
 For each model the machine is measured (`localmoe bench measure`: its speed may differ from one hour
 to the next), the model's routing is recorded along some tokens, and planned with both. Then other
-tokens of the same kind are decoded for real, after a warm-up that fills the slots.
+tokens of the same kind are decoded for real, after a warm-up that fills the slots. They are as many
+as planned: what two processes of localmoe take differs by some MiB, and that is a fifth of the
+smaller model's experts.
 """
 
 from __future__ import annotations
@@ -30,12 +32,15 @@ from localmoe.demo.builder import demo_model
 from localmoe.prediction.trace_file import write_trace
 from localmoe.settings import Settings
 
-CONTEXT_TOKENS = 1024
+CONTEXT_TOKENS = 192
+"""A plan is for a context that is nearly full: that of what is decoded here, not a long one."""
 TOKENS, WARM_UP_TOKENS = 32, 96
 RECORDED_TOKENS, LEFT_OUT_TOKENS = 420, 160
 """Those that are decoded for real come first in the stream: the recording begins behind them."""
 MIB = 1 << 20
 SYNTHETIC_MIB = (1536, 3072, 4608, 6144)
+ROOMY_MIB = 6144
+"""In which routing is recorded."""
 CHILD = (sys.executable, "-m", "localmoe.cli.bench_child")
 
 
@@ -80,12 +85,13 @@ def compare(model: Path, budgets_mib: list[int], rounds: int) -> list[Answer]:
     rows = []
     run("bench", "measure")
     with tempfile.TemporaryDirectory() as folder:
-        slots = Settings(memory_bytes=max(budgets_mib) * MIB, context_tokens=CONTEXT_TOKENS)
-        trace = recorded(model, Path(folder), slots)
+        roomy = Settings(memory_bytes=ROOMY_MIB * MIB, context_tokens=2 * RECORDED_TOKENS)
+        trace = recorded(model, Path(folder), roomy)
         for mib in budgets_mib:
-            settings = replace(slots, memory_bytes=mib * MIB)
+            settings = Settings(memory_bytes=mib * MIB, context_tokens=CONTEXT_TOKENS)
             plan = planned(model, trace, settings)
-            samples = [measured(model, settings) for _ in range(rounds)]
+            same = replace(settings, slots=plan["plan"]["slots"])
+            samples = [measured(model, same) for _ in range(rounds)]
             speed = statistics.median(sample["tokens_per_second"] for sample in samples)
             expected = plan["decode_tokens_per_second"]["expected"]
             row = {
@@ -108,11 +114,30 @@ def compare(model: Path, budgets_mib: list[int], rounds: int) -> list[Answer]:
     return rows
 
 
-def demo_budgets(model: Path) -> list[int]:
-    """Return three in which it streams (its experts are 39 MiB), and one in which it fits."""
+def slots_planned(model: Path, mib: int) -> tuple[int, int] | None:
+    """Return how many experts a budget has slots for, and of how many; None: it is too small."""
+    options = ("--memory", f"{mib}MiB", "--context", str(CONTEXT_TOKENS), "--json")
+    try:
+        plan = json.loads(run("plan", str(model), *options))["plan"]
+    except subprocess.CalledProcessError:
+        return None
+    return plan["slots"], plan["experts"]
+
+
+def streaming_budgets(model: Path) -> list[int]:
+    """Return three budgets in which a small model streams, and the first in which it fits."""
     settings = Settings(context_tokens=CONTEXT_TOKENS)
-    least = smallest_memory_mib(model, settings) + 6  # processes differ by some MiB
-    return [least + step for step in (0, 4, 8, 40)]
+    # The command's own process is smaller than this one: the least that it takes lies below.
+    mib = smallest_memory_mib(model, settings)
+    while (found := slots_planned(model, mib)) and found[0] < found[1]:
+        mib += 4
+    fits = mib
+    while (found := slots_planned(model, mib)) and found[0] == found[1]:
+        fits, mib = mib, mib - 1
+    least = mib
+    while slots_planned(model, least - 1):
+        least -= 1
+    return [least + (mib - least) * step // 2 for step in range(3)] + [fits]
 
 
 def main() -> None:
@@ -121,7 +146,7 @@ def main() -> None:
     synthetic = synthetic_model(SCRATCH / "synthetic.gguf", Shape())
     demo = demo_model(SCRATCH)
     rows = compare(synthetic, list(SYNTHETIC_MIB), given.rounds)
-    rows += compare(demo, demo_budgets(demo), given.rounds)
+    rows += compare(demo, streaming_budgets(demo), given.rounds)
     worst = max(abs(row["error"]) for row in rows)
     print(f"largest error: {worst:.0%}")
     figures = json.loads(run("bench", "measure", "--show", "--json"))

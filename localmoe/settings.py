@@ -16,6 +16,8 @@ KvType = Literal["f16", "q8_0", "q4_0"]
 """How keys and values of the context are kept: 2, 1.0625 or 0.5625 bytes per number."""
 EngineName = Literal["llama", "torch"]
 """Who computes: llama.cpp for GGUF files, torch with transformers for safetensors checkpoints."""
+DeviceName = Literal["cpu", "cuda"]
+"""Where the torch engine computes."""
 PolicyName = Literal["next-use", "lru", "lfu", "lrfu", "slru", "two-queue", "least-stale", "static"]
 """Which expert gives way to another one: docs/cache-lab.md says what each evicts."""
 
@@ -54,6 +56,13 @@ class Settings:
     """Whether the compiled callback serves single tokens, where it was built. Same bits, faster."""
     engine: EngineName | None = None
     """None: the one for the files that the model has."""
+    device: DeviceName | None = None
+    """For the torch engine. None: the GPU, where torch can use one."""
+    vram_bytes: int | None = None
+    """How much of a GPU's memory may be used. None: what is free, less a margin."""
+    cpu_experts: bool = False
+    """Whether experts that a GPU's memory lacks may be multiplied by the processor, where that is
+    faster than to copy them. Lossy: the processor rounds otherwise."""
     experts_used: int | None = None
     """Overrides the checkpoint's number of active experts. Lossy: for experiments only."""
 
@@ -63,7 +72,14 @@ class Settings:
         return self.threads or available_threads()
 
     def __post_init__(self) -> None:
-        for name in ("memory_bytes", "threads", "prefill_chunk_tokens", "slots", "experts_used"):
+        for name in (
+            "memory_bytes",
+            "vram_bytes",
+            "threads",
+            "prefill_chunk_tokens",
+            "slots",
+            "experts_used",
+        ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise SettingsError(f"{name} must be at least 1, not {value}")
@@ -71,9 +87,11 @@ class Settings:
             ("kv_type", KvType),
             ("policy", PolicyName),
             ("engine", EngineName),
+            ("device", DeviceName),
         ):
             value = getattr(self, name)
-            if value not in get_args(kind) and not (name == "engine" and value is None):
+            may_be_open = name in ("engine", "device")
+            if value not in get_args(kind) and not (may_be_open and value is None):
                 raise SettingsError(
                     f"{name} must be one of {', '.join(get_args(kind))}, not {value!r}"
                 )

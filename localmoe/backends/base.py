@@ -38,6 +38,8 @@ class Stats:
     """Wall time inside `decode`."""
     split_layers: int = 0
     """Times that one step asked a layer for more experts than fit: it was computed in passes."""
+    copied_bytes: int = 0
+    """Bytes of experts copied from host memory to a device that computes."""
     split_seconds: float = 0.0
     """Time spent on moving rows for those passes: what the splitting itself costs."""
 

@@ -17,7 +17,7 @@ from localmoe.bench.spread import is_doubtful
 from localmoe.cache.direct_file import DirectFile
 from localmoe.cache.memory import HostMemory, round_up
 from localmoe.errors import SettingsError
-from localmoe.planning.figures import ReadPoint
+from localmoe.planning.read_rates import ReadPoint
 from localmoe.planning.sizes import format_nbytes
 from localmoe.settings import Progress
 from localmoe.weights.catalog import Extent

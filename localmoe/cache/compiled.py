@@ -8,11 +8,10 @@ turn when no compiled request is held, or from within `settle`.
 from __future__ import annotations
 
 import ctypes as C
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from localmoe.cache.direct_file import DirectFile
-from localmoe.cache.placement import Placement
+from localmoe.cache.supply import FileSupply
 from localmoe.errors import ExpertReadError
 from localmoe.native.library import (
     ABSENT,
@@ -60,20 +59,19 @@ class CompiledExperts:
         self,
         library: Library,
         layers: Sequence[MoeLayer],
-        placement: Placement,
-        files: Mapping[str, DirectFile],
+        supply: FileSupply,
         settle: Callable[[], None],
         evicts: Sequence[bool],
     ) -> None:
         """`evicts` says for each size class whether its candidates stay right long enough.
 
         `settle` reads the log and lists candidates; what it raises is kept in `error`."""
-        self._library, self._layers, self._pool = library, layers, placement.pool
+        self._library, self._layers, self._pool = library, layers, supply.pool
         self._settle_cache = settle
         self.error: BaseException | None = None
         self.rows = {layer.layer: row for row, layer in enumerate(layers)}
         self._slots = [(C.c_int32 * m.n_experts)(*[ABSENT] * m.n_experts) for m in layers]
-        self._parts = [self._parts_of(layer, placement, files, evicts) for layer in layers]
+        self._parts = [self._parts_of(layer, supply, evicts) for layer in layers]
         counts = self._pool.counts
         self._demanded = [(C.c_uint64 * n)() for n in counts]
         self._holders = [(C.c_int32 * (2 * n))(*[ABSENT] * (2 * n)) for n in counts]
@@ -96,20 +94,21 @@ class CompiledExperts:
         cls,
         library: Library | None,
         layers: Sequence[MoeLayer],
-        placement: Placement,
-        files: Mapping[str, DirectFile],
+        supply: FileSupply | None,
         settle: Callable[[], None],
         evicts: Sequence[bool],
     ) -> CompiledExperts | None:
         """Return the tables; None without a library, or where it cannot say how the parts lie.
 
-        That is so where there are too many, or where they are not expert after expert.
+        That is so where there are too many, or where they are not expert after expert in files.
         """
-        if library is None or any(len(layer.parts) > MOST_PARTS for layer in layers):
+        if library is None or supply is None:
+            return None
+        if any(len(layer.parts) > MOST_PARTS for layer in layers):
             return None
         if any(not isinstance(part, ExpertPart) for layer in layers for part in layer.parts):
             return None
-        return cls(library, layers, placement, files, settle, evicts)
+        return cls(library, layers, supply, settle, evicts)
 
     def coming(self, key: ExpertKey, slot: int) -> None:
         """An expert is on its way: whoever asks for it has to ask Python."""
@@ -220,19 +219,15 @@ class CompiledExperts:
         )
 
     def _parts_of(
-        self,
-        layer: MoeLayer,
-        placement: Placement,
-        files: Mapping[str, DirectFile],
-        evicts: Sequence[bool],
+        self, layer: MoeLayer, supply: FileSupply, evicts: Sequence[bool]
     ) -> C.Array[Part]:
         """Return where a layer's parts lie; no descriptor where only Python can read them."""
         found = (Part * len(layer.parts))()
         may_read = evicts[self._pool.class_index(layer.layer)]
         for index, part in enumerate(layer.parts):
             (extent,) = part.expert_pieces(0)
-            file = files[extent.path]
+            file = supply.files[extent.path]
             fd = file.descriptor if may_read and file.descriptor is not None else -1
-            start = placement.data_start(layer.layer, index)
+            start = supply.placement.data_start(layer.layer, index)
             found[index] = Part(extent.offset, extent.nbytes, start, fd, file.block)
         return found

@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 
-from localmoe.cache.bounce import buffers_needed
 from localmoe.cache.compiled import CompiledExperts
-from localmoe.cache.direct_file import DirectFile
 from localmoe.cache.lease import Lease
 from localmoe.cache.occupancy import Occupancy
 from localmoe.cache.placement import Placement
 from localmoe.cache.policies import Lru, MakePolicy, UseRates, Uses
-from localmoe.cache.reader import Load, Reader
-from localmoe.cache.slots import SlotPool
+from localmoe.cache.reader import Load
+from localmoe.cache.slots import SlotLayout
 from localmoe.cache.stats import CacheStats
+from localmoe.cache.supply import FileSupply, Supply
 from localmoe.cache.sweep import Sweep
 from localmoe.cache.warm_start import WarmStart, hottest
 from localmoe.errors import BudgetError
@@ -28,16 +27,15 @@ _LEAST_LENT = 8
 class ExpertCache:
     """Experts in slots, global over all layers of a size class.
 
-    Used by one thread; the reads run in others. `maxsize` and `currsize` count experts.
+    Used by one thread. It closes its supply. `maxsize` and `currsize` count experts.
     """
 
     def __init__(
         self,
         layers: Iterable[MoeLayer],
-        pool: SlotPool,
-        files: Mapping[str, DirectFile],
+        pool: SlotLayout,
+        supply: Supply,
         *,
-        workers: int = 4,
         policy: MakePolicy = Lru,
         library: Library | None = None,
     ) -> None:
@@ -45,9 +43,8 @@ class ExpertCache:
         layers = tuple(layers)
         self._layers = {layer.layer: layer for layer in layers}
         self._pool = pool
-        self._placement = Placement(layers, pool, max(file.block for file in files.values()))
-        self._reader = Reader(files, pool.memory, workers, buffers_needed(layers, workers))
-        self._warm = WarmStart(self._placement.jobs, self._reader.read)
+        self._supply = supply
+        self._warm = WarmStart(supply.placement.jobs, supply.read)
         o = self.occupancy = Occupancy(layers, pool, policy)
         self._keys, self._slot_of, self._free = o.keys, o.slot_of, o.free
         self._policies, self._counters = o.policies, o.counters
@@ -56,10 +53,15 @@ class ExpertCache:
         self._pins: dict[ExpertKey, int] = {}
         self._settle = [policy.settle for policy in self._policies]
         evicts = [policy.keeps_order for policy in self._policies]
-        args = (layers, self._placement, files, self.settle, evicts)
-        self.compiled = CompiledExperts.make(library, *args)
+        files = supply if isinstance(supply, FileSupply) else None
+        self.compiled = CompiledExperts.make(library, layers, files, self.settle, evicts)
         """The tables that compiled code serves single tokens from, where it does."""
         o.compiled = self.compiled
+
+    @property
+    def placement(self) -> Placement:
+        """Where in the slots the bytes of parts are."""
+        return self._supply.placement
 
     @property
     def maxsize(self) -> int:
@@ -75,10 +77,6 @@ class ExpertCache:
     def __contains__(self, key: ExpertKey) -> bool:
         self.occupancy.note()
         return key in self._slot_of
-
-    def data_start(self, layer: int, part: int) -> int:
-        """Return where in its slot a part's bytes begin."""
-        return self._placement.data_start(layer, part)
 
     def stats(self) -> CacheStats:
         """Return a snapshot of the counters."""
@@ -141,8 +139,10 @@ class ExpertCache:
         if demand:
             self._policies[class_index].demand(layer, demand)
         lease = self._pin(layer, keys)
-        if self._loading:
-            self._join(keys, lease)
+        for key in keys if self._loading else ():
+            if load := self._loading.get(key):  # still on its way
+                self._warm.keys.discard(key)
+                lease.pending.append(load)
         self._counters.request(keys, missing)
         if missing:
             self._fetch(missing, class_index, lease)
@@ -163,6 +163,12 @@ class ExpertCache:
         self._counters.read_ahead(missing)
         self._fetch(missing, class_index, lease)
         return lease
+
+    def adopt(self, key: ExpertKey) -> Load | None:
+        """Give a slot to an expert whose bytes somebody else brings; None where that is no use."""
+        index = self._pool.class_index(key.layer)
+        has_room = self._free[index] or self._policies[index].victim(self._pins)
+        return self._begin(key, index) if has_room and key not in self._slot_of else None
 
     def discard(self, layer: int, ids: Iterable[int]) -> None:
         """Forget experts that are in slots for nothing, unless somebody holds them."""
@@ -214,7 +220,7 @@ class ExpertCache:
         if self.compiled:
             self.compiled.close()
         self._warm.close()
-        self._reader.close()
+        self._supply.close()
 
     def _pin(self, layer: int, keys: Iterable[ExpertKey]) -> Lease:
         """Return a lease of these keys, with the slots of those that have one."""
@@ -226,14 +232,6 @@ class ExpertCache:
                 lease.slots[key.expert] = slot
         return lease
 
-    def _join(self, keys: Iterable[ExpertKey], lease: Lease) -> None:
-        """Make the lease wait for those that are still on their way."""
-        for key in keys:
-            load = self._loading.get(key)
-            if load:
-                self._warm.keys.discard(key)
-                lease.pending.append(load)
-
     def _fetch(self, missing: list[ExpertKey], class_index: int, lease: Lease) -> None:
         """Give the missing experts slots and start their reads, all at once."""
         loads = [self._begin(key, class_index) for key in missing]
@@ -241,7 +239,7 @@ class ExpertCache:
             lease.slots[load.key.expert] = load.slot
             self._counters.read_bytes += load.nbytes
         lease.pending.extend(loads)
-        self._reader.submit(self._placement.jobs(loads))
+        self._supply.bring(loads)
 
     def _usable(self, key: ExpertKey) -> bool:
         """Return whether a key is in a slot or coming; a guess that failed is forgotten here."""
@@ -286,6 +284,8 @@ class ExpertCache:
         load = self._loading.get(key)
         if load is not None and not self._warm.claim(load):
             load.drain()
+        if load is None or not load.error:
+            self._supply.leaving(key, self._slot_of[key])
         self._forget(key)
 
     def _forget(self, key: ExpertKey) -> None:
@@ -297,7 +297,7 @@ class ExpertCache:
         """Start to read one part of these experts into their slots."""
         nbytes, keys = layer.parts[part].expert_nbytes, self._keys[layer.layer]
         loads = [Load(keys[e], slot, (nbytes,)) for e, slot in slots.items()]
-        self._reader.submit(self._placement.part_jobs(loads, part))
+        self._supply.bring_part(loads, part)
         self._counters.read_bytes += nbytes * len(loads)
         return loads
 

@@ -10,7 +10,7 @@ from collections.abc import Collection, Container, Iterable, Sequence
 
 from localmoe.cache.compiled import CompiledExperts, Request
 from localmoe.cache.policies import MakePolicy
-from localmoe.cache.slots import SlotPool
+from localmoe.cache.slots import SlotLayout
 from localmoe.cache.stats import Counters, ExpertWatch
 from localmoe.errors import BudgetError
 from localmoe.weights.catalog import ExpertKey, MoeLayer
@@ -19,7 +19,7 @@ from localmoe.weights.catalog import ExpertKey, MoeLayer
 class Occupancy:
     """The slots of a pool by who is in them. Lists and policies are by size class."""
 
-    def __init__(self, layers: Iterable[MoeLayer], pool: SlotPool, policy: MakePolicy) -> None:
+    def __init__(self, layers: Iterable[MoeLayer], pool: SlotLayout, policy: MakePolicy) -> None:
         self._layers, self._pool = {layer.layer: layer for layer in layers}, pool
         self.keys = {
             number: tuple(ExpertKey(number, expert) for expert in range(layer.n_experts))

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from localmoe.cache.reader import Job, Load
-from localmoe.cache.slots import SlotPool
+from localmoe.cache.slots import SlotLayout
 from localmoe.weights.catalog import ExpertPart, Extent, MoeLayer
 
 
 class Placement:
     """`block` is the alignment of direct reads; parts lie in their slots so as to suit it."""
 
-    def __init__(self, layers: Iterable[MoeLayer], pool: SlotPool, block: int) -> None:
+    def __init__(self, layers: Iterable[MoeLayer], pool: SlotLayout, block: int) -> None:
         self.pool, self._block = pool, block
         self._layers = {layer.layer: layer for layer in layers}
         self._data_starts = {
@@ -23,6 +23,11 @@ class Placement:
     def data_start(self, layer: int, part: int) -> int:
         """Return where in its slot a part's bytes begin."""
         return self._data_starts[layer][part]
+
+    def start(self, layer: int, slot: int, part: int) -> int:
+        """Return where the bytes of a part begin for the expert of a layer in this slot."""
+        start = self.pool.start(self.pool.class_index(layer), slot)
+        return start + self._data_starts[layer][part]
 
     def jobs(self, loads: Iterable[Load]) -> Iterator[Job]:
         """Return the reads of whole experts of one layer, in the order in which parts are used."""
@@ -35,8 +40,7 @@ class Placement:
         """Return the reads of one part of experts; for their loads it is number `load_part`."""
         for load in loads:
             layer, expert = load.key
-            start = self.pool.start(self.pool.class_index(layer), load.slot)
-            start += self._data_starts[layer][part]
+            start = self.start(layer, load.slot, part)
             found = self._layers[layer].parts[part]
             if isinstance(found, ExpertPart):
                 yield Job(found.expert_extent(expert), start, load, load_part)

@@ -7,7 +7,7 @@ import threading
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from queue import SimpleQueue
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from localmoe.cache.bounce import BounceBuffers
 from localmoe.cache.direct_file import DirectFile, pieces
@@ -23,19 +23,34 @@ _RING_DEPTH = 16
 who go on while that thread computes."""
 
 
+class Puller(Protocol):
+    """Brings what a load waits for when that thread looks, not by itself."""
+
+    def look(self, *, wait: bool = False) -> None:
+        """Tell loads what has come; with `wait`, once there is something."""
+        ...
+
+    def order(self, load: Load, part: int) -> None:
+        """Have what is done next with a part that has come be done after it has come, in fact."""
+        ...
+
+
 class Load:
     """One expert on its way into a slot; says per part when its bytes are in place.
 
     Written by the reader, waited for by one thread at a time.
     """
 
-    __slots__ = ("_guard", "_locks", "_remaining", "error", "key", "nbytes", "ring", "slot")
+    __slots__ = (
+        *("_guard", "_locks", "_remaining"),
+        *("error", "key", "part_nbytes", "pulled_by", "slot"),
+    )
 
     def __init__(self, key: ExpertKey, slot: int, part_nbytes: Sequence[int]) -> None:
-        self.key, self.slot, self.nbytes = key, slot, sum(part_nbytes)
+        self.key, self.slot, self.part_nbytes = key, slot, tuple(part_nbytes)
         self.error: Exception | None = None
-        self.ring: RingReads | None = None
-        """Where its reads are looked for, if no worker does them."""
+        self.pulled_by: Puller | None = None
+        """Where its parts are looked for, if no worker brings them."""
         self._guard = threading.Lock()
         self._remaining = [1] * len(part_nbytes)
         self._locks = [threading.Lock() for _ in part_nbytes]
@@ -55,34 +70,42 @@ class Load:
                 self._locks[part].release()
 
     @property
+    def nbytes(self) -> int:
+        """Bytes of all parts."""
+        return sum(self.part_nbytes)
+
+    @property
     def n_remaining(self) -> int:
         """How many pieces of all parts have neither come nor failed; it only falls."""
         return sum(self._remaining)
 
     def ready(self, part: int) -> bool:
         """Return whether a part has come, or failed."""
-        if self._remaining[part] and self.ring:
-            self.ring.look()
+        if self._remaining[part] and self.pulled_by:
+            self.pulled_by.look()
         return self._remaining[part] == 0
 
     def wait(self, part: int) -> None:
         """Block until a part has come. Raises the error of the read that failed."""
-        self._await(part)
+        self.until(part)
         if self.error:
             raise self.error
 
     def drain(self) -> None:
         """Block until no worker writes to the slot any more; errors stay in `error`."""
         for part in range(len(self._locks)):
-            self._await(part)
+            self.until(part)
 
-    def _await(self, part: int) -> None:
-        while self._remaining[part] and self.ring:
-            self.ring.look(wait=True)
+    def until(self, part: int) -> None:
+        """Block until a part has come, or failed."""
+        while self._remaining[part] and self.pulled_by:
+            self.pulled_by.look(wait=True)
         if self._remaining[part]:
             lock = self._locks[part]
             lock.acquire()
             lock.release()
+        if self.pulled_by:
+            self.pulled_by.order(self, part)
 
 
 class Job(NamedTuple):
@@ -145,7 +168,7 @@ class RingReads:
         """Start these reads: one of each load at a time, so that those given first come first."""
         chains: dict[int, list[Job]] = {}
         for job in jobs:
-            job.load.ring = self
+            job.load.pulled_by = self
             chains.setdefault(id(job.load), []).append(job)
         for chain in chains.values():
             for job in chain:
@@ -175,6 +198,9 @@ class RingReads:
                 read_now(self._files, self._memory, job)
             else:
                 job.load.arrived(job.part, None)
+
+    def order(self, load: Load, part: int) -> None:
+        """Do nothing: bytes that were read are there for everybody."""
 
     def close(self) -> None:
         """Wait for what is in flight."""

@@ -105,11 +105,11 @@ def share_slots(
     return counts
 
 
-class SlotPool:
-    """The slots of all size classes in one region of memory, which takes room as it is touched.
+class SlotLayout:
+    """The slots of all size classes, one after the other in one region; not the region itself.
 
-    Slot s of class c starts at `base(c) + s * stride`, and never moves. `limits` are how many there
-    may be now, fewer than `counts` while memory is lent.
+    Slot s of class c starts at `start(c, 0) + s * stride`, and never moves. `limits` are how many
+    there may be now, fewer than `counts` while memory is lent.
     """
 
     def __init__(self, classes: Sequence[SlotClass], counts: Sequence[int]) -> None:
@@ -117,22 +117,57 @@ class SlotPool:
         self.limits = list(counts)
         self._starts: list[int] = []
         self._class_of = {m.layer: i for i, c in enumerate(classes) for m in c.layers}
-        used = 0
+        self.nbytes = 0
         for slot_class, count in zip(classes, counts, strict=True):
             if count < 1:
                 raise BudgetError("every size class of experts needs at least one slot")
-            self._starts.append(used)
-            used = round_up(used + slot_class.stride_nbytes * count, 4096)
+            self._starts.append(self.nbytes)
+            self.nbytes = round_up(self.nbytes + slot_class.stride_nbytes * count, 4096)
+
+    def set_limits(self, limits: Sequence[int]) -> None:
+        """Have so many slots of each class; nobody may use those beyond."""
+        self.limits = list(limits)
+
+    def grow(self) -> None:
+        """Begin to make slots ready that were never used, where that takes time."""
+
+    def stop_growing(self) -> None:
+        """Leave what is not ready yet as it is, until `grow` is called again."""
+
+    def class_index(self, layer: int) -> int:
+        """Return which size class a layer belongs to."""
+        return self._class_of[layer]
+
+    def count(self, keys: Iterable[ExpertKey], class_index: int) -> int:
+        """Return how many of these experts are of a size class."""
+        return sum(self.class_index(key.layer) == class_index for key in keys)
+
+    def start(self, class_index: int, slot: int) -> int:
+        """Return where a slot begins in the region, in bytes."""
+        return self._starts[class_index] + slot * self.classes[class_index].stride_nbytes
+
+    def data_start(self, layer: MoeLayer, part: int, block: int) -> int:
+        """Return where in a slot the bytes of this layer's part begin.
+
+        Where all experts of the part lie alike modulo the block, that is the file's own
+        remainder: direct reads then need no copy. Else, or where engines could not use a matrix
+        that lies so, each is moved to the part's start.
+        """
+        start = self.classes[self.class_index(layer.layer)].part_starts[part]
+        remainder = layer.parts[part].remainder(block)
+        return start + (remainder if remainder % _MATRIX_ALIGNMENT_NBYTES == 0 else 0)
+
+
+class SlotPool(SlotLayout):
+    """Slots in host memory, which takes room as it is touched."""
+
+    def __init__(self, classes: Sequence[SlotClass], counts: Sequence[int]) -> None:
+        super().__init__(classes, counts)
         # An engine that is stopped in mid-layer may still look up expert numbers as slot numbers.
         guard = max(c.stride_nbytes * c.widest_demand for c in classes)
-        self.memory = HostMemory(used, guard_nbytes=guard)
+        self.memory = HostMemory(self.nbytes, guard_nbytes=guard)
         self._stopping = False
         self._growth: threading.Thread | None = None
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all slots."""
-        return self.memory.nbytes
 
     def grow(self) -> None:
         """Touch all slots in a thread of its own, while no core has anything better to do.
@@ -162,30 +197,7 @@ class SlotPool:
         for index, (limit, before) in enumerate(zip(limits, self.limits, strict=True)):
             if before > limit:
                 self.memory.release(self.start(index, limit), self.start(index, before))
-        self.limits = list(limits)
-
-    def class_index(self, layer: int) -> int:
-        """Return which size class a layer belongs to."""
-        return self._class_of[layer]
-
-    def count(self, keys: Iterable[ExpertKey], class_index: int) -> int:
-        """Return how many of these experts are of a size class."""
-        return sum(self.class_index(key.layer) == class_index for key in keys)
-
-    def start(self, class_index: int, slot: int) -> int:
-        """Return where a slot begins in `memory`, in bytes."""
-        return self._starts[class_index] + slot * self.classes[class_index].stride_nbytes
-
-    def data_start(self, layer: MoeLayer, part: int, block: int) -> int:
-        """Return where in a slot the bytes of this layer's part begin.
-
-        Where all experts of the part lie alike modulo the block, that is the file's own
-        remainder: direct reads then need no copy. Else, or where engines could not use a matrix
-        that lies so, each is moved to the part's start.
-        """
-        start = self.classes[self.class_index(layer.layer)].part_starts[part]
-        remainder = layer.parts[part].remainder(block)
-        return start + (remainder if remainder % _MATRIX_ALIGNMENT_NBYTES == 0 else 0)
+        super().set_limits(limits)
 
     def close(self) -> None:
         """Give the memory back."""

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ from localmoe.cli.bench_progress import share_bar
 from localmoe.cli.demo import demo_model_path
 from localmoe.cli.options import (
     Context,
+    CpuExperts,
+    Devices,
     Engines,
     ExpertsUsed,
     KvTypeName,
@@ -39,9 +42,10 @@ from localmoe.cli.options import (
     Policies,
     PolicyKind,
     Threads,
+    Vram,
+    engine_settings,
 )
 from localmoe.cli.terminal import dim_line
-from localmoe.settings import Settings
 
 HELP = """Measure decode speed, and how close it comes to what the machine allows.
 
@@ -84,6 +88,9 @@ def decode(  # noqa: PLR0913 (the command line's options are this function's par
     device_seconds: DeviceSeconds = 1.0,
     slots: Slots = None,
     engine: Engines = None,
+    device: Devices = None,
+    vram: Vram = None,
+    cpu_experts: CpuExperts = False,
     policy: Policies = PolicyKind.NEXT_USE,
     compiled: Compiled = True,
     experts_used: ExpertsUsed = None,
@@ -94,20 +101,13 @@ def decode(  # noqa: PLR0913 (the command line's options are this function's par
     from localmoe.bench.rounds import PEER_TOKENS_STREAMING, peer_for
 
     hash_after = () if peer is None else (peer_tokens or min(PEER_TOKENS_STREAMING, tokens),)
+    settings = engine_settings(
+        *(memory, context, kv_type, threads, engine, device, vram, cpu_experts),
+        *(policy, experts_used, mirror),
+    )
     request = DecodeRequest(
         model=str(model or demo_model_path()),
-        settings=Settings(
-            memory_bytes=memory,
-            context_tokens=context,
-            kv_type=kv_type.value,
-            engine=engine.value if engine else None,
-            policy=policy.value,
-            compiled=compiled,
-            threads=threads,
-            slots=slots,
-            experts_used=experts_used,
-            mirrors=tuple(mirror or ()),
-        ),
+        settings=replace(settings, compiled=compiled, slots=slots),
         tokens=tokens,
         prompt_tokens=prompt_tokens,
         device_seconds=device_seconds,

@@ -83,6 +83,9 @@ class ChatCommands:
             ("memory", f"{format_nbytes(peak_rss_bytes())} at most, of a budget of "
              f"{format_nbytes(plan.budget_bytes)}"),
         ]  # fmt: skip
+        if plan.behind:
+            rows[-1] = ("memory", f"{format_nbytes(plan.budget_bytes)} of the GPU's and "
+                        f"{format_nbytes(plan.behind.budget_bytes)} behind it")  # fmt: skip
         if plan.streams:
             read = format_nbytes(round(decode.per_token(decode.stats.read_bytes)))
             stall = 1000 * decode.per_token(decode.stats.stall_seconds)

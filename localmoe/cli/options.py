@@ -13,6 +13,7 @@ import typer
 
 from localmoe.errors import SettingsError
 from localmoe.planning.sizes import parse_size
+from localmoe.settings import Settings
 
 
 class KvTypeName(StrEnum):
@@ -28,6 +29,13 @@ class EngineKind(StrEnum):
 
     LLAMA = "llama"
     TORCH = "torch"
+
+
+class DeviceKind(StrEnum):
+    """What `settings.DeviceName` names."""
+
+    CPU = "cpu"
+    CUDA = "cuda"
 
 
 class PolicyKind(StrEnum):
@@ -152,6 +160,34 @@ Engines = Annotated[
         show_default=False,
     ),
 ]
+Devices = Annotated[
+    DeviceKind | None,
+    typer.Option(
+        "--device",
+        help="Where the torch engine computes. Default: the GPU, where torch can use one.",
+        show_default=False,
+    ),
+]
+Vram = Annotated[
+    int | None,
+    typer.Option(
+        "--vram",
+        metavar="SIZE",
+        parser=size_option,
+        envvar="LOCALMOE_VRAM",
+        help="Memory of the GPU for everything together; --memory is then for what stands behind "
+        "it. Default: what is free, less a margin.",
+    ),
+]
+CpuExperts = Annotated[
+    bool,
+    typer.Option(
+        "--cpu-experts",
+        help="Experts that the GPU's memory lacks may be multiplied by the processor, where that "
+        "is faster than to copy them. Lossy: the processor rounds otherwise, so what is said then "
+        "depends on which experts were there.",
+    ),
+]
 Policies = Annotated[
     PolicyKind,
     typer.Option(
@@ -180,3 +216,32 @@ ExpertsUsed = Annotated[
         "things than it was trained to; for experiments only.",
     ),
 ]
+
+
+def engine_settings(  # noqa: PLR0913 (these are options of the command line)
+    memory: int | None,
+    context: int,
+    kv_type: KvTypeName,
+    threads: int | None,
+    engine: EngineKind | None,
+    device: DeviceKind | None,
+    vram: int | None,
+    cpu_experts: bool,
+    policy: PolicyKind,
+    experts_used: int | None,
+    mirror: list[str] | None,
+) -> Settings:
+    """Return what these options ask of an engine. Raises SettingsError."""
+    return Settings(
+        memory_bytes=memory,
+        context_tokens=context,
+        kv_type=kv_type.value,
+        threads=threads,
+        engine=engine.value if engine else None,
+        device=device.value if device else None,
+        vram_bytes=vram,
+        cpu_experts=cpu_experts,
+        policy=policy.value,
+        experts_used=experts_used,
+        mirrors=tuple(mirror or ()),
+    )

@@ -135,7 +135,7 @@ def formula(planned: Plan) -> list[str]:
     if now.plan.streams:
         lines.append(
             f"A token takes {computing}, and reading {now.read_bytes_per_token / 1e9:.2f} GB at "
-            f"{rates.read_bytes_per_second / 1e9:.1f} GB/s, partly at the same time; the range "
+            f"{now.read_bytes_per_second / 1e9:.1f} GB/s, partly at the same time; the range "
             "runs from all to nothing of it at the same time."
         )
         lines.append(f"Hit rate: {now.hits.source}.")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from localmoe.cli.options import (
     Context,
+    CpuExperts,
+    Devices,
     Engines,
     ExpertsUsed,
     KvTypeName,
@@ -13,6 +15,8 @@ from localmoe.cli.options import (
     Policies,
     PolicyKind,
     Threads,
+    Vram,
+    engine_settings,
 )
 from localmoe.cli.request import read_request
 from localmoe.cli.run_options import (
@@ -82,6 +86,9 @@ def run(  # noqa: PLR0913 (the command line's options are this function's parame
     schema: SchemaFile = None,
     grammar: GrammarFile = None,
     engine: Engines = None,
+    device: Devices = None,
+    vram: Vram = None,
+    cpu_experts: CpuExperts = False,
     policy: Policies = PolicyKind.NEXT_USE,
     profile: Profile = True,
     experts_used: ExpertsUsed = None,
@@ -90,15 +97,11 @@ def run(  # noqa: PLR0913 (the command line's options are this function's parame
     """Read the request, then load and answer."""
     request = read_request(model, prompt)
     options = RunOptions(
-        memory_bytes=memory,
-        context_tokens=context,
-        kv_type=kv_type.value,
-        engine=engine.value if engine else None,
-        policy=policy.value,
+        settings=engine_settings(
+            *(memory, context, kv_type, threads, engine, device, vram, cpu_experts),
+            *(policy, experts_used, mirror),
+        ),
         profile=profile,
-        threads=threads,
-        experts_used=experts_used,
-        mirrors=tuple(mirror or ()),
         max_tokens=max_tokens,
         sampling=sampling_flags(temperature, top_k, top_p, min_p, seed),
         system=system,
@@ -110,7 +113,7 @@ def run(  # noqa: PLR0913 (the command line's options are this function's parame
     )
     from localmoe.backends.opening import opening
 
-    with opening(request.model, options.engine) as open_it:
+    with opening(request.model, options.settings.engine) as open_it:
         # Engine, template and terminal libraries take their time to import; the child does it, too.
         from localmoe.cli.runner import execute
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from localmoe.settings import EngineName, KvType, PolicyName
+from localmoe.settings import Settings
 
 Model = Annotated[
     str | None,
@@ -156,15 +156,9 @@ class ThoughtOptions:
 class RunOptions:
     """What `localmoe run` was told besides the model and the prompt; None: not told."""
 
-    memory_bytes: int | None = None
-    context_tokens: int = 4096
-    kv_type: KvType = "f16"
-    policy: PolicyName = "next-use"
+    settings: Settings = Settings()
+    """Of the engine; what the machine and its folders add is not in it yet."""
     profile: bool = True
-    threads: int | None = None
-    experts_used: int | None = None
-    mirrors: tuple[str, ...] = ()
-    engine: EngineName | None = None
     max_tokens: int | None = None
     sampling: dict[str, float | None] = field(default_factory=dict)
     """What `sampling_flags` returns."""

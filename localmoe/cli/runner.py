@@ -86,16 +86,9 @@ def _check(options: RunOptions) -> None:
 def open_engine(model: Path | None, options: RunOptions, open_it: Open) -> Iterator[Engine]:
     """Load the model that the options name, the demonstration model for None, and close it."""
     path = model or demo_model_path()
-    settings = Settings(
-        memory_bytes=options.memory_bytes,
-        context_tokens=options.context_tokens,
-        kv_type=options.kv_type,
-        policy=options.policy,
+    settings = replace(
+        options.settings,
         profile_dir=profile_dir() if options.profile else None,
-        threads=options.threads,
-        experts_used=options.experts_used,
-        mirrors=options.mirrors,
-        engine=options.engine,
         read_workers=read_workers(path),
     )
     with progress_bar() as progress:
@@ -115,7 +108,8 @@ def read_workers(model: Path) -> int:
     except SettingsError as error:  # they serve speed alone: not worth ending a run
         dim_line(str(error))
         return Settings.read_workers
-    depth = figures.best_depth(PART_NBYTES) if figures else None
+    reads = figures.read_rates if figures else None
+    depth = reads.best_depth(PART_NBYTES) if reads else None
     return min(depth, _MOST_READ_WORKERS) if depth else Settings.read_workers
 
 
@@ -127,9 +121,8 @@ def drive_rate(engine: WatchedEngine) -> float | None:
         figures = find_figures(figures_dir(), Path(catalog.paths[0]))
     except SettingsError:  # told when the engine was opened
         return None
-    return (
-        figures.read_bytes_per_second(catalog.expert_nbytes / parts) if figures and parts else None
-    )
+    reads = figures.read_rates if figures else None
+    return reads.rate(catalog.expert_nbytes / parts) if reads and parts else None
 
 
 def _session(engine: Engine, options: RunOptions) -> ChatSession:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from localmoe.cli.model_argument import ModelFile, model_title
 from localmoe.cli.options import (
     Context,
+    CpuExperts,
+    Devices,
     Engines,
     ExpertsUsed,
     KvTypeName,
@@ -19,6 +21,8 @@ from localmoe.cli.options import (
     Policies,
     PolicyKind,
     Threads,
+    Vram,
+    engine_settings,
 )
 from localmoe.cli.run_options import (
     MaxTokens,
@@ -102,6 +106,9 @@ def serve(  # noqa: PLR0913 (the command line's options are this function's para
     seed: Seed = None,
     threads: Threads = None,
     engine: Engines = None,
+    device: Devices = None,
+    vram: Vram = None,
+    cpu_experts: CpuExperts = False,
     policy: Policies = PolicyKind.NEXT_USE,
     profile: Profile = True,
     experts_used: ExpertsUsed = None,
@@ -125,15 +132,11 @@ def serve(  # noqa: PLR0913 (the command line's options are this function's para
         max_sessions=sessions_count,
     )
     options = RunOptions(
-        memory_bytes=memory,
-        context_tokens=context,
-        kv_type=kv_type.value,
-        engine=engine.value if engine else None,
-        policy=policy.value,
+        settings=engine_settings(
+            *(memory, context, kv_type, threads, engine, device, vram, cpu_experts),
+            *(policy, experts_used, mirror),
+        ),
         profile=profile,
-        threads=threads,
-        experts_used=experts_used,
-        mirrors=tuple(mirror or ()),
         max_tokens=max_tokens,
     )
     _execute(model, server, options)
@@ -143,7 +146,7 @@ def _execute(model: Path | None, server: ServerOptions, options: RunOptions) -> 
     """Start the child that plans, and import what takes its time meanwhile."""
     from localmoe.backends.opening import opening
 
-    with opening(model, options.engine) as open_it:
+    with opening(model, options.settings.engine) as open_it:
         from localmoe.cli.serving import execute
 
         execute(model, server, options, open_it)

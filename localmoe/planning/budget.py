@@ -6,7 +6,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from localmoe.cache.memory import HUGE_PAGE_NBYTES
+from localmoe.cache.memory import HUGE_PAGE_NBYTES, round_up
 from localmoe.cache.slots import share_slots, slots_nbytes
 from localmoe.errors import BudgetError, SettingsError
 from localmoe.planning.dense import LARGE_KV_BYTES, dense_too_small
@@ -92,6 +92,30 @@ def plan_fixed_slots(request: Request, budget_bytes: int, slots: int) -> SlotPla
             f"use at least {sum(least)}."
         )
     return _assemble(request, request.footprints[0], budget_bytes, counts)
+
+
+def plan_shared(request: Request, budget_bytes: int, least: Sequence[int]) -> SlotPlan:
+    """Give slots all that the longest chunk's buffers leave, also where all experts fit.
+
+    `least` is how many of each class there have to be. Raises BudgetError, naming the smallest
+    budget that works.
+    """
+    footprint = request.footprints[0]
+    rest = _assemble(request, footprint, budget_bytes, least).plan
+    fixed = rest.total_bytes - rest.slot_bytes
+    counts = share_slots(
+        request.classes,
+        least,
+        lambda counts: fixed + slots_nbytes(request.classes, counts) <= budget_bytes,
+    )
+    if counts is None:
+        wanted = fixed + slots_nbytes(request.classes, least)
+        mib = round_up(int(wanted * (1 + _MARGIN_FRACTION)), 1 << 20) >> 20
+        raise BudgetError(
+            f"{format_nbytes(budget_bytes)} are too small for slots of {sum(least)} experts beside "
+            f"what else is needed: use {request.option} {mib}MiB or more."
+        )
+    return _assemble(request, footprint, budget_bytes, counts)
 
 
 def _is_resident(slot_plan: SlotPlan, least_chunk_tokens: int) -> bool:
@@ -203,7 +227,7 @@ def _too_small(request: Request, budget_bytes: int) -> BudgetError:
         f"tokens {format_nbytes(least.kv_bytes)}, the program itself "
         f"{format_nbytes(base_with_margin(request.base_bytes, mib << 20))}, and the "
         f"{catalog.token_demand} experts that one token routes to {format_nbytes(demand)}. "
-        f"Use --memory {mib}MiB or more"
+        f"Use {request.option} {mib}MiB or more"
         + (", or a smaller --context." if least.kv_bytes > LARGE_KV_BYTES else ".")
     )
 

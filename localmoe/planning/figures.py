@@ -14,6 +14,7 @@ from typing import Any
 
 from localmoe.errors import SettingsError
 from localmoe.planning.machine import cpu_model
+from localmoe.planning.read_rates import ReadPoint, ReadRates
 from localmoe.replacing import replaced_file
 from localmoe.settings import available_threads
 from localmoe.weights.ggml_types import GGML_TYPES
@@ -21,17 +22,6 @@ from localmoe.weights.ggml_types import GGML_TYPES
 _VERSION = 1
 _MAX_FILE_NBYTES = 1 << 20
 _TYPES = frozenset(each.name for each in GGML_TYPES.values())
-_ENOUGH = 0.95
-"""A depth that reaches this share of the best is as good as it."""
-
-
-@dataclass(frozen=True)
-class ReadPoint:
-    """Direct reads of one size, so many at once, at random places."""
-
-    nbytes: int
-    depth: int
-    bytes_per_second: float
 
 
 @dataclass(frozen=True)
@@ -73,26 +63,10 @@ class Figures:
     doubtful: tuple[str, ...] = ()
     """What differed by more than half between samples, each named for a person."""
 
-    def read_bytes_per_second(self, nbytes: float, depth: int | None = None) -> float | None:
-        """Return the rate of reads of this size; None: not measured.
-
-        Between sizes and depths that were measured it is interpolated, beyond them it stays.
-        Without a depth the best one counts.
-        """
-        by_depth: dict[int, dict[int, float]] = {}
-        for point in self.reads:
-            by_depth.setdefault(point.depth, {})[point.nbytes] = point.bytes_per_second
-        if not by_depth:
-            return None
-        rates = {each: _between(sizes, nbytes) for each, sizes in by_depth.items()}
-        return max(rates.values()) if depth is None else _between(rates, depth)
-
-    def best_depth(self, nbytes: float) -> int | None:
-        """Return the fewest reads at once that are nearly as fast as any; None: not measured."""
-        depths = sorted({point.depth for point in self.reads})
-        rates = {depth: self.read_bytes_per_second(nbytes, depth) or 0.0 for depth in depths}
-        enough = max(rates.values(), default=0.0) * _ENOUGH
-        return next((depth for depth in depths if rates[depth] >= enough), None)
+    @property
+    def read_rates(self) -> ReadRates | None:
+        """How fast the drive is; None: it was not measured."""
+        return ReadRates(self.reads) if self.reads else None
 
     def write(self, path: Path) -> None:
         """Write the file, whole or not at all. Raises SettingsError."""
@@ -103,16 +77,6 @@ class Figures:
                 file.write(text.encode())
         except OSError as error:
             raise SettingsError(f"cannot write {path}: {error.strerror}") from error
-
-
-def _between(rates: Mapping[int, float], at: float) -> float:
-    """Return the rate at a size or a depth: between two that were measured, in the logarithm."""
-    known = sorted(rates)
-    for low, high in zip(known, known[1:], strict=False):
-        if low < at <= high:
-            share = math.log(at / low) / math.log(high / low)
-            return float(rates[low] * (rates[high] / rates[low]) ** share)
-    return rates[known[0] if at <= known[0] else known[-1]]
 
 
 def figures_path(folder: Path, drive: Path) -> Path:

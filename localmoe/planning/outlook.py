@@ -54,6 +54,12 @@ class Situation:
         """What a token is expected to read."""
         return self.work.routed_nbytes * (1 - self.hits.expected)
 
+    @property
+    def read_bytes_per_second(self) -> float:
+        """How fast that is expected to be read."""
+        seconds = decode_seconds(self.work, self.hits.expected, 0.0, self.views[1]).reading
+        return self.read_bytes_per_token / seconds if seconds else 0.0
+
     def decode(self) -> Span:
         """Return the tokens per second of an answer."""
         slow, expected, fast = self.views
@@ -88,8 +94,5 @@ class Situation:
 
     def with_drives(self, count: float) -> Situation:
         """Return the same with the reads of so many drives."""
-        slow, expected, fast = (
-            replace(rates, read_bytes_per_second=rates.read_bytes_per_second * count)
-            for rates in self.views
-        )
+        slow, expected, fast = (rates.with_drive(count) for rates in self.views)
         return replace(self, views=(slow, expected, fast))

@@ -15,6 +15,7 @@ Prefill reads each expert that a chunk touches once, and computes meanwhile.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from localmoe.planning.rates import Rates
@@ -60,9 +61,12 @@ def decode_seconds(
     before += overhead
     experts = rates.decode_seconds(work.routed)
     computing = before + experts
-    reading = work.routed_nbytes * (1 - hit_rate) / rates.read_bytes_per_second
     if not work.moe_layers or hit_rate >= 1:
         return TokenSeconds(0.0, computing, computing)
+    reading = sum(
+        work.moe_layers * likely * _reading_seconds(work, missed, rates)
+        for missed, likely in _misses(work.experts_used, 1 - hit_rate)
+    )
     slower = 1 + _DISTURBANCE * min(1.0, reading / computing)
     routed = _layers_seconds(work, 1 - hit_rate, experts * slower, rates)
     # Never beyond what a plan calls slow: there reading and computing follow each other.
@@ -77,18 +81,30 @@ def _layers_seconds(work: TokenWork, miss_rate: float, experts: float, rates: Ra
     taken as independent of each other.
     """
     used, layers = work.experts_used, work.moe_layers
-    expert_nbytes = work.routed_nbytes / layers / used
     per_layer = 0.0
-    for missed in range(used + 1):
-        likely = math.comb(used, missed) * miss_rate**missed * (1 - miss_rate) ** (used - missed)
-        waves = math.ceil(_PARTS * missed / _DEPTH)
-        reading = (
-            waves * rates.read_latency_seconds
-            + missed * expert_nbytes / rates.read_bytes_per_second
-        )
+    for missed, likely in _misses(used, miss_rate):
+        reading = _reading_seconds(work, missed, rates)
+        if not rates.reads:
+            reading += math.ceil(_PARTS * missed / _DEPTH) * rates.read_latency_seconds
         last = experts / layers * missed / used
         per_layer += likely * (max(reading, experts / layers - last) + last)
     return layers * per_layer
+
+
+def _misses(used: int, miss_rate: float) -> Iterator[tuple[int, float]]:
+    """Yield how many of a layer's experts may be missing, and how likely that is."""
+    for missed in range(used + 1):
+        ways = math.comb(used, missed)
+        yield missed, ways * miss_rate**missed * (1 - miss_rate) ** (used - missed)
+
+
+def _reading_seconds(work: TokenWork, missed: int, rates: Rates) -> float:
+    """Return what reading so many experts of a layer at once takes."""
+    if not missed:
+        return 0.0
+    nbytes = work.routed_nbytes / work.moe_layers / work.experts_used
+    depth = min(_PARTS * missed, _DEPTH)
+    return rates.read_seconds(missed * nbytes, nbytes / _PARTS, depth)
 
 
 @dataclass(frozen=True)

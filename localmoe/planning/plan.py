@@ -29,6 +29,8 @@ class MemoryPlan:
     """What the marks of a recurrent model may take together; see `Engine.mark`."""
     lent_bytes: int = 0
     """How much of `slot_bytes` is computed in, instead, while a long prompt is read."""
+    behind: MemoryPlan | None = None
+    """How host memory is split where this is the memory of a device: the slots behind its own."""
 
     @property
     def streams(self) -> bool:

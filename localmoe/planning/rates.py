@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+
+from localmoe.planning.read_rates import ReadRates
 
 
 @dataclass(frozen=True)
@@ -18,13 +20,30 @@ class Rates:
     """Many tokens at once, with weights of a type that is not in `prefill`."""
     kv_bytes_per_second: float | None = None
     """The KV cache; None: like weights of an unknown type."""
+    reads: ReadRates | None = None
+    """The same by size and depth; None: not measured."""
     read_latency_seconds: float = 100e-6
+    """Where they were not measured."""
     layer_seconds: float = 0.0
     """What a layer of a token takes beside its weights."""
     decode: Mapping[str, float] = field(default_factory=dict)
     """Bytes of weights per second that one token is multiplied with, by ggml type."""
     prefill: Mapping[str, float] = field(default_factory=dict)
     """Operations per second with many tokens at once, by ggml type."""
+
+    def read_seconds(self, nbytes: float, part_nbytes: float, depth: int) -> float:
+        """Return how long reading so much takes, in parts of which so many are under way."""
+        if self.reads:
+            return nbytes / self.reads.rate(part_nbytes, depth)
+        return nbytes / self.read_bytes_per_second
+
+    def with_drive(self, factor: float) -> Rates:
+        """Return the same with a drive that is faster or slower by this."""
+        return replace(
+            self,
+            read_bytes_per_second=self.read_bytes_per_second * factor,
+            reads=self.reads and self.reads.times(factor),
+        )
 
     def kv_seconds(self, nbytes: float) -> float:
         """Return how long looking at so much of the KV cache takes."""

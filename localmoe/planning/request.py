@@ -37,5 +37,7 @@ class Request:
     threads: int = 1
     lends: bool = False
     """Whether slots may lend their memory to long steps."""
+    option: str = "--memory"
+    """What a user makes the budget larger with."""
     sparse: bool = False
     """Whether pages take memory when they are touched, and not when a neighbour is."""

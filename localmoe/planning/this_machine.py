@@ -70,10 +70,11 @@ def _rates(figures: Figures, guessed: Rates) -> Rates:
     prefill = {
         name: kernel.prefill_operations_per_second for name, kernel in figures.kernels.items()
     }
+    reads = figures.read_rates
     memory = figures.memory_bytes_per_second or guessed.memory_bytes_per_second
     return Rates(
-        read_bytes_per_second=figures.read_bytes_per_second(PART_NBYTES)
-        or guessed.read_bytes_per_second,
+        read_bytes_per_second=reads.rate(PART_NBYTES) if reads else guessed.read_bytes_per_second,
+        reads=reads,
         memory_bytes_per_second=min([memory, *decode.values()]),
         # It is of 16 bits, and gone through like weights that are.
         kv_bytes_per_second=decode.get("F16") or decode.get("BF16") or memory,
@@ -86,8 +87,7 @@ def _rates(figures: Figures, guessed: Rates) -> Rates:
 
 def _scaled(rates: Rates, factor: float) -> Rates:
     return replace(
-        rates,
-        read_bytes_per_second=rates.read_bytes_per_second * factor,
+        rates.with_drive(factor),
         memory_bytes_per_second=rates.memory_bytes_per_second * factor,
         kv_bytes_per_second=rates.kv_bytes_per_second and rates.kv_bytes_per_second * factor,
         operations_per_second=rates.operations_per_second * factor,

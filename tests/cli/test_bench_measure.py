@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from localmoe.planning.figures import Figures, ReadPoint, figures_path
+from localmoe.planning.figures import Figures, figures_path
+from localmoe.planning.read_rates import ReadPoint
 
 Call = Callable[..., subprocess.CompletedProcess[str]]
 KEPT = Figures(

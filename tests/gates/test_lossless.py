@@ -227,8 +227,7 @@ def flip_bits(engine: LlamaEngine, key: ExpertKey, part: int) -> None:
     layer = engine.catalog.layers[0]
     with experts.acquire(layer.layer, [key.expert]) as lease:
         slot = lease.slots[key.expert]
-    start = pool.start(pool.class_index(layer.layer), slot)
-    start += experts.data_start(layer.layer, part)
+    start = experts.placement.start(layer.layer, slot, part)
     nbytes = layer.part_nbytes[part]
     memory = (ctypes.c_ubyte * nbytes).from_address(pool.memory.address + start)
     for i in range(2, nbytes, 16):

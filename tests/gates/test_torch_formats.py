@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from localmoe.backends.torch.load import load
 from localmoe.settings import Settings
 from zoo_torch.configuration import tiny_config
 from zoo_torch.formats import FORMATS, PLAIN, quantization_config, store
+from zoo_torch.late_device import LateTorchDevice
 from zoo_torch.references import reference
 from zoo_torch.weights import randomize
 
@@ -70,8 +72,11 @@ def encode(plain: Path, folder: Path, format_name: str) -> tuple[Path, Path]:
 def check(encoded: Path, decoded: Path) -> None:
     model = zoo_torch.stock(decoded, torch.bfloat16, "eager")
     expected = zoo_torch.logits_of(model, PROMPT, 0).float()
-    for slots in (1000, 4):
-        with load(encoded, Settings(slots=slots, context_tokens=64, threads=1)) as engine:
+    for slots, device in ((1000, None), (5, LateTorchDevice()), (4, None)):
+        settings = Settings(slots=slots, context_tokens=64, threads=1)
+        if device:
+            settings = replace(settings, vram_bytes=1 << 30)
+        with load(encoded, settings, device=device) as engine:
             found = torch.from_numpy(engine.decode(PROMPT, "all"))
             assert torch.equal(found, expected.reshape(found.shape))
             plan, catalog = engine.plan, engine.catalog

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from localmoe.cache.direct_file import DirectFile
 from localmoe.cache.expert_cache import ExpertCache
 from localmoe.cache.slots import SlotPool, slot_classes
+from localmoe.cache.supply import FileSupply
 from localmoe.errors import BudgetError, ExpertReadError
 from localmoe.native.library import library
 from localmoe.weights.catalog import ExpertKey
@@ -52,7 +53,8 @@ class Rig:
         classes = slot_classes(self.layers, max(file.block for file in self.direct.values()))
         counts = [draw.draw(st.integers(1, min(c.n_experts, 9))) for c in classes]
         self.pool = SlotPool(classes, counts)
-        self.cache = ExpertCache(self.layers, self.pool, self.direct, workers=1, library=library())
+        supply = FileSupply(self.layers, self.pool, self.direct, workers=1)
+        self.cache = ExpertCache(self.layers, self.pool, supply, library=library())
         assert (compiled := library())
         self.user = CompiledUser(compiled, self.cache)
 
@@ -60,8 +62,7 @@ class Rig:
         """The slots hold what the files hold."""
         for expert, slot in slots.items():
             for part, wanted in enumerate(self.files.expert(layer, expert)):
-                start = self.pool.start(self.pool.class_index(layer), slot)
-                start += self.cache.data_start(layer, part)
+                start = self.cache.placement.start(layer, slot, part)
                 assert self.pool.memory.view[start : start + len(wanted)] == wanted
 
     def use(self, layer: int, ids: list[int]) -> bool:

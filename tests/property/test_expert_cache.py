@@ -37,6 +37,7 @@ from localmoe.cache.lease import Lease
 from localmoe.cache.placement import Placement
 from localmoe.cache.reader import Job, Load
 from localmoe.cache.slots import SlotPool, slot_classes
+from localmoe.cache.supply import FileSupply
 from localmoe.cache.sweep import Sweep
 from localmoe.errors import BudgetError, ExpertReadError
 from localmoe.weights.catalog import ExpertKey
@@ -78,7 +79,8 @@ class Rig:
         self.pool = SlotPool(classes, counts)
         workers = draw.draw(st.integers(1, 3))
         with patch.object(bounce, "BOUNCE_NBYTES", 8192):  # less than the longest parts
-            self.cache = ExpertCache(self.experts.layers, self.pool, self.files, workers=workers)
+            supply = FileSupply(self.experts.layers, self.pool, self.files, workers)
+            self.cache = ExpertCache(self.experts.layers, self.pool, supply)
 
     def choose(self, layer: int, ids: Sequence[int]) -> tuple[int, list[int]]:
         """Make any drawn numbers a layer and experts that exist."""
@@ -111,8 +113,7 @@ class Rig:
         shutil.rmtree(self.directory)
 
     def at(self, layer: int, slot: int, part: int, nbytes: int) -> bytes:
-        start = self.pool.start(self.pool.class_index(layer), slot)
-        start += self.cache.data_start(layer, part)
+        start = self.cache.placement.start(layer, slot, part)
         return bytes(self.pool.memory.view[start : start + nbytes])
 
 
@@ -335,7 +336,7 @@ def test_what_reads_may_touch_never_overlaps(draw: st.DataObject) -> None:
                 load = Load(ExpertKey(layer.layer, expert), 0, layer.part_nbytes)
                 end = base
                 for index, part in enumerate(layer.parts):
-                    start = base + rig.cache.data_start(layer.layer, index)
+                    start = placement.start(layer.layer, 0, index)
                     assert start % 32 == 0
                     jobs = list(placement.part_jobs([load], index))
                     rooms = [touched(job, rig.files[job.extent.path].block) for job in jobs]

@@ -9,6 +9,7 @@ from pathlib import Path
 from localmoe.cache.expert_cache import ExpertCache
 from localmoe.cache.lease import Lease
 from localmoe.cache.slots import SlotPool, slot_classes
+from localmoe.cache.supply import FileSupply
 from localmoe.native.library import Library
 from localmoe.weights.catalog import ExpertKey
 from storage.disk import Disk
@@ -34,9 +35,8 @@ class CacheRig:
         self.disk = Disk()
         self.files = self.experts.open(self.disk)
         self.pool = SlotPool(slot_classes(self.experts.layers, 512), counts)
-        self.cache = ExpertCache(
-            self.experts.layers, self.pool, self.files, workers=workers, library=library
-        )
+        self.supply = FileSupply(self.experts.layers, self.pool, self.files, workers)
+        self.cache = ExpertCache(self.experts.layers, self.pool, self.supply, library=library)
 
     def use(self, layer: int, *ids: int) -> None:
         """Demand experts, check their bytes, and let go."""
@@ -49,8 +49,7 @@ class CacheRig:
             for part, wanted in enumerate(self.experts.expert(lease.layer, expert)):
                 lease.wait(part)
                 assert lease.ready(part)
-                start = self.pool.start(self.pool.class_index(lease.layer), slot)
-                start += self.cache.data_start(lease.layer, part)
+                start = self.cache.placement.start(lease.layer, slot, part)
                 assert self.pool.memory.view[start : start + len(wanted)] == wanted
 
     def held(self, layer: int) -> list[int]:

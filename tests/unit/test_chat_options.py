@@ -13,7 +13,8 @@ from localmoe.cli.options import cache_dir, profile_dir
 from localmoe.cli.request import DEFAULT_PROMPT, Request, looks_like_model, read_request
 from localmoe.cli.runner import read_workers
 from localmoe.errors import SettingsError
-from localmoe.planning.figures import Figures, ReadPoint, figures_path
+from localmoe.planning.figures import Figures, figures_path
+from localmoe.planning.read_rates import ReadPoint
 from localmoe.planning.sizes import parse_size
 from localmoe.settings import Settings
 

@@ -11,6 +11,7 @@ import pytest
 from localmoe.cache.direct_file import DirectFile
 from localmoe.cache.expert_cache import ExpertCache
 from localmoe.cache.slots import SlotPool, slot_classes
+from localmoe.cache.supply import FileSupply
 from localmoe.errors import EngineVersionError
 from localmoe.native.library import PATH, Library, library
 from localmoe.weights.catalog import ExpertKey
@@ -30,7 +31,8 @@ class Rig:
         classes = slot_classes(self.experts.layers, block)
         self.pool = SlotPool(classes, [n_slots] * len(classes))
         compiled = library()
-        self.cache = ExpertCache(self.experts.layers, self.pool, self.files, library=compiled)
+        supply = FileSupply(self.experts.layers, self.pool, self.files)
+        self.cache = ExpertCache(self.experts.layers, self.pool, supply, library=compiled)
         assert compiled
         assert self.cache.compiled
         if not self.cache.compiled.reads:
@@ -39,10 +41,9 @@ class Rig:
 
     def bytes_of(self, layer: int, expert: int) -> list[bytes]:
         slot = self.user.slots[expert]
-        start = self.pool.start(self.pool.class_index(layer), slot)
         found = []
         for part in self.experts.layers[layer].parts:
-            at = start + self.cache.data_start(layer, len(found))
+            at = self.cache.placement.start(layer, slot, len(found))
             found.append(bytes(self.pool.memory.view[at : at + part.expert_nbytes]))
         return found
 

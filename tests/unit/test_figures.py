@@ -14,11 +14,11 @@ from localmoe.errors import SettingsError
 from localmoe.planning.figures import (
     Figures,
     Kernel,
-    ReadPoint,
     figures_path,
     find_figures,
     read_figures,
 )
+from localmoe.planning.read_rates import ReadPoint, ReadRates
 
 MEASURED = Figures(
     cpu="A processor",
@@ -35,6 +35,7 @@ MEASURED = Figures(
     kernels={"Q4_K": Kernel(1e10, 1e11)},
     failed={"MXFP4": "died"},
 )
+RATES = ReadRates(MEASURED.reads)
 
 
 @pytest.mark.parametrize(
@@ -44,7 +45,7 @@ MEASURED = Figures(
         (1 << 18, 1, 2e8),
         (1 << 16, 2, 2e8),
         (1 << 18, 2, 4e8),
-        (0, 1, 1e8),
+        (1 << 12, 1, 1e8 / 16),
         (1 << 30, 1, 4e8),
         (1 << 20, 64, 16e8),
         (1 << 20, None, 16e8),
@@ -53,26 +54,31 @@ MEASURED = Figures(
 def test_rates_are_interpolated_and_stay_beyond(
     nbytes: int, depth: int | None, rate: float
 ) -> None:
-    assert MEASURED.read_bytes_per_second(nbytes, depth) == pytest.approx(rate)
+    assert RATES.rate(nbytes, depth) == pytest.approx(rate)
 
 
-@given(st.floats(1, 1e12), st.integers(1, 1000))
+@given(st.floats(1 << 16, 1e12), st.integers(1, 1000))
 def test_no_rate_leaves_what_was_measured(nbytes: float, depth: int) -> None:
-    rate = MEASURED.read_bytes_per_second(nbytes, depth)
-    assert rate is not None
-    assert 1e8 * 0.999 <= rate <= 16e8 * 1.001
+    assert 1e8 * 0.999 <= RATES.rate(nbytes, depth) <= 16e8 * 1.001
+
+
+@given(st.floats(1, 1 << 16), st.integers(1, 1000))
+def test_smaller_reads_take_as_long_as_the_smallest(nbytes: float, depth: int) -> None:
+    seconds = (1 << 16) / RATES.rate(1 << 16, depth)
+    assert nbytes / RATES.rate(nbytes, depth) == pytest.approx(seconds)
+
+
+def test_a_faster_drive_is_faster_everywhere() -> None:
+    assert RATES.times(2).rate(3 << 16, 3) == pytest.approx(2 * RATES.rate(3 << 16, 3))
 
 
 def test_what_was_not_measured_is_none() -> None:
-    nothing = dataclasses.replace(MEASURED, reads=())
-    assert nothing.read_bytes_per_second(1 << 20) is None
-    assert nothing.read_bytes_per_second(1 << 20, 4) is None
-    assert nothing.best_depth(1 << 20) is None
+    assert dataclasses.replace(MEASURED, reads=()).read_rates is None
 
 
 def test_the_fewest_reads_that_are_nearly_as_fast() -> None:
     points = [ReadPoint(1 << 20, depth, rate) for depth, rate in ((1, 50), (2, 96), (4, 100))]
-    assert dataclasses.replace(MEASURED, reads=tuple(points)).best_depth(1 << 20) == 2
+    assert ReadRates(tuple(points)).best_depth(1 << 20) == 2
 
 
 def test_what_is_written_is_read_again(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from localmoe.planning.outlook import Situation
 from localmoe.planning.pace import chunk_of, decode_seconds, prefill_seconds
 from localmoe.planning.plan import MemoryPlan
 from localmoe.planning.rates import Rates
+from localmoe.planning.read_rates import ReadPoint, ReadRates
 from localmoe.planning.token_work import TokenWork
 from localmoe.weights.catalog import Catalog, ExpertPart, Extent, MoeLayer, ResidentTensor
 
@@ -98,6 +99,17 @@ def test_what_is_expected_lies_between_all_and_nothing_at_once(
     seconds = decode_seconds(WORK, hit_rate, kv, rates)
     assert seconds.fast <= seconds.expected * (1 + 1e-9)
     assert seconds.expected <= seconds.slow * (1 + 1e-9)
+
+
+def test_small_reads_are_slower_where_that_was_measured() -> None:
+    part = EXPERT_NBYTES / 3
+    points = [ReadPoint(1 << 16, 1, GB / 10), ReadPoint(int(part), 1, 5 * GB)]
+    measured = replace(RATES, reads=ReadRates(tuple(points)))
+    large = decode_seconds(WORK, 0.5, 0.0, measured)
+    assert large.reading == pytest.approx(decode_seconds(WORK, 0.5, 0.0, RATES).reading)
+    small = replace(WORK, routed={"Q4_K": LAYERS * USED * 30_000})
+    seconds = 0.5 * LAYERS * USED * 30_000 / (GB / 10) * (1 << 16) / 10_000
+    assert decode_seconds(small, 0.5, 0.0, measured).reading == pytest.approx(seconds, rel=1e-3)
 
 
 @given(few=st.integers(200, 2560), more=st.integers(0, 2560))

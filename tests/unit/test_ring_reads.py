@@ -58,7 +58,7 @@ def test_a_few_reads_need_no_worker(rig: Rig) -> None:
     loads = [rig.submit(i, i + 10, i + 20) for i in range(5)]
     for part in range(3):
         for i, load in enumerate(loads):
-            assert load.ring
+            assert load.pulled_by
             load.wait(part)
             assert load.ready(part)
             assert rig.at(i + 10 * part) == bytes([i + 10 * part]) * PART
@@ -66,14 +66,14 @@ def test_a_few_reads_need_no_worker(rig: Rig) -> None:
 
 def test_more_than_fit_are_left_to_the_workers(rig: Rig) -> None:
     load = rig.submit(*range(COUNT))
-    assert load.ring is None
+    assert load.pulled_by is None
     load.drain()
     assert rig.at(COUNT - 1) == bytes([COUNT - 1]) * PART
 
 
 def test_a_part_that_must_be_moved_is_left_to_a_worker(rig: Rig) -> None:
     load = rig.submit(3, shift=rig.file.block // 2)
-    assert load.ring is None
+    assert load.pulled_by is None
     load.drain()
 
 

@@ -21,6 +21,7 @@ from localmoe.cache.placement import Placement
 from localmoe.cache.reader import PIECE_NBYTES, Job, Load, RingReads, announce, split
 from localmoe.cache.ring import open_ring
 from localmoe.cache.slots import SlotPool, slot_classes
+from localmoe.cache.supply import FileSupply
 from localmoe.cache.warm_start import WarmStart
 from localmoe.errors import ExpertReadError
 from localmoe.native.library import Library
@@ -226,13 +227,12 @@ def test_real_files_and_the_ring_where_there_is_one(tmp_path: Path) -> None:
     files = {path: DirectFile(path) for path in experts.paths.values()}
     block = max(file.block for file in files.values())
     pool = SlotPool(slot_classes(experts.layers, block), (3, 2))
-    cache = ExpertCache(experts.layers, pool, files)
+    cache = ExpertCache(experts.layers, pool, FileSupply(experts.layers, pool, files))
     for number, expert in itertools.product((0, 1, 2), range(4)):
         with cache.acquire(number, [expert]) as lease:
             for part, wanted in enumerate(experts.expert(number, expert)):
                 lease.wait(part)
-                start = pool.start(pool.class_index(number), lease.slots[expert])
-                start += cache.data_start(number, part)
+                start = cache.placement.start(number, lease.slots[expert], part)
                 assert pool.memory.view[start:][: len(wanted)] == wanted
     cache.close()
     pool.close()
@@ -242,10 +242,9 @@ def test_real_files_and_the_ring_where_there_is_one(tmp_path: Path) -> None:
 
 def test_compiled_code_is_left_out(rig: CacheRig) -> None:
     layers = rig.experts.layers
-    placement = Placement(layers, rig.pool, 512)
     library = cast(Library, object())  # not touched
     for some in (layers, layers[:1]):
-        arguments = (some, placement, rig.files, lambda: None, [True, True])
+        arguments = (some, rig.supply, lambda: None, [True, True])
         assert CompiledExperts.make(library, *arguments) is None
 
 

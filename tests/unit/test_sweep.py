@@ -21,7 +21,7 @@ def check(rig: CacheRig, sweep: Sweep, part: int) -> list[int]:
     for slots in sweep.passes(part):
         for expert, slot in slots.items():
             wanted = rig.experts.expert(sweep.layer, expert)[part]
-            start = rig.pool.start(0, slot) + rig.cache.data_start(sweep.layer, part)
+            start = rig.cache.placement.start(sweep.layer, slot, part)
             assert rig.pool.memory.view[start : start + len(wanted)] == wanted
         seen += slots
     return seen

@@ -24,6 +24,7 @@ from localmoe.cache.expert_cache import ExpertCache
 from localmoe.cache.policy_table import POLICIES
 from localmoe.cache.profile import Profile
 from localmoe.cache.slots import SlotPool, slots_nbytes
+from localmoe.cache.supply import FileSupply
 from localmoe.errors import UnsupportedModelError
 from localmoe.native.library import library
 from localmoe.planning.budget import (
@@ -162,8 +163,7 @@ class _Assembly:
             cache = ExpertCache(
                 catalog.layers,
                 pool,
-                self._source.files,
-                workers=self._settings.read_workers,
+                FileSupply(catalog.layers, pool, self._source.files, self._settings.read_workers),
                 policy=POLICIES[self._settings.policy],
                 library=compiled,
             )
@@ -191,8 +191,7 @@ class _Assembly:
                 )
             class_index = pool.class_index(what.layer)
             tensor = Tensor.from_address(address)
-            start = pool.start(class_index, 0) + cache.data_start(what.layer, what.part)
-            tensor.data = pool.memory.address + start
+            tensor.data = pool.memory.address + cache.placement.start(what.layer, 0, what.part)
             axis = 2 if name.endswith(".weight") else 1
             stride, count = pool.classes[class_index].stride_nbytes, pool.counts[class_index]
             tensor.ne[axis], tensor.nb[axis] = count, stride

@@ -86,7 +86,7 @@ class TorchEngine(Closing):
     @property
     def slot_pool(self) -> SlotPool:
         """The slots under the cache."""
-        return self._open().pool
+        return self._open().levels.pool
 
     def compiled_counts(self) -> None:
         """No compiled code serves this engine."""
@@ -146,8 +146,8 @@ class TorchEngine(Closing):
     def restore(self, path: Path) -> None:
         """Read back a state; see `Engine.restore`. Raises EngineError."""
         served = self._open()
-        config, room = served.model.config, self._plan.context_tokens
-        cache, tokens = state.read(path, config, served.stamp, room)
+        room = self._plan.context_tokens
+        cache, tokens = state.read(path, served.model, served.stamp, room)
         self._kv.replace(cache, tokens)
 
     def stats(self) -> Stats:
@@ -158,10 +158,11 @@ class TorchEngine(Closing):
             tokens=self._decoded,
             hits=cache.hits,
             misses=cache.misses,
-            read_bytes=cache.read_bytes,
+            read_bytes=served.levels.below.stats().read_bytes,
             stall_seconds=served.server.stall_seconds,
             decode_seconds=self._seconds,
             split_layers=served.server.split_layers,
+            copied_bytes=cache.read_bytes if served.levels.has_device else 0,
         )
 
     def close(self) -> None:

@@ -9,13 +9,13 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.integrations.moe import ExpertsInterface
-from transformers.utils import logging
+from transformers.utils import is_accelerate_available, logging
 
 from localmoe.backends.torch.formats import DTYPES
 from localmoe.backends.torch.quantizer import NAME, OnModel, ServedConfig
 from localmoe.backends.torch.weight import Weight
-from localmoe.backends.torch.weight_reads import LazyWeight
-from localmoe.errors import LocalMoeError, ModelFormatError, UnsupportedModelError
+from localmoe.backends.torch.weight_reads import LazyWeight, WeightReads
+from localmoe.errors import EngineError, LocalMoeError, ModelFormatError, UnsupportedModelError
 
 
 def _forward(
@@ -32,14 +32,17 @@ def load_resident(
     config: PretrainedConfig,
     weights: Mapping[str, Weight],
     dtype: torch.dtype,
+    reads: WeightReads,
     on_model: OnModel,
 ) -> PreTrainedModel:
     """Build the model and load what stays in memory; `on_model` gets it before, without experts.
 
-    Raises LocalMoeError.
+    It is loaded to where `reads` bring weights. Raises LocalMoeError.
     """
     names = {dtype: name for name, dtype in DTYPES.items()}
-    state = {name: LazyWeight(weight, names[weight.dtype]) for name, weight in weights.items()}
+    state = {
+        name: LazyWeight(weight, names[weight.dtype], reads) for name, weight in weights.items()
+    }
     with _quietly():
         try:
             model, info = model_class(config).from_pretrained(
@@ -50,6 +53,7 @@ def load_resident(
                 quantization_config=ServedConfig(on_model),
                 experts_implementation=NAME,
                 ignore_mismatched_sizes=True,  # they are refused below, by name
+                **_where(reads.device),
                 output_loading_info=True,
             )
         except LocalMoeError:
@@ -66,6 +70,17 @@ def load_resident(
             del module.config._is_quantized
     loaded: PreTrainedModel = model.eval()
     return loaded
+
+
+def _where(device: torch.device | None) -> dict[str, Any]:
+    """Return what tells transformers to load to a device. Raises EngineError."""
+    if device is None:
+        return {}
+    if not is_accelerate_available():
+        raise EngineError(
+            "computing on a GPU needs the package accelerate: pip install 'localmoe[cuda]'"
+        )
+    return {"device_map": {"": device}}
 
 
 def model_class(config: PretrainedConfig) -> Any:

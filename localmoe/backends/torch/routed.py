@@ -35,10 +35,16 @@ class RoutedExperts:
     """Stands behind a module of routed experts whose weights were taken out."""
 
     def __init__(
-        self, layer: MoeLayer, module: nn.Module, server: ExpertServer, parts: Parts
+        self,
+        layer: MoeLayer,
+        module: nn.Module,
+        server: ExpertServer,
+        near: Parts,
+        far: Parts | None = None,
     ) -> None:
+        """`near` lie where the module computes; `far` in host memory, to be computed there."""
         self._layer, self._n_experts, self._server = layer.layer, layer.n_experts, server
-        self._first, self._second = parts
+        self._near, self._far = near, far or near
         self._is_transposed = bool(getattr(module, "is_transposed", False))
         self._has_zero_experts = bool(getattr(module, "has_zero_experts", False))
         self._sums_in_float32 = type(module).__name__ in _SUM_IN_FLOAT32
@@ -58,17 +64,36 @@ class RoutedExperts:
         results: dict[int, Tensor] = {}
         with self._server.serve(self._layer, ids) as served:
             for group in served.passes(FIRST):
-                for expert, slot in group.items():
+                for expert, slot in group.slots.items():
                     inputs = hidden[rows[expert].tokens]
-                    results[expert] = self._inner(self._product(inputs, self._first, slot))
+                    results[expert] = self._first(inputs, slot, is_far=group.is_far)
             for group in served.passes(SECOND):
-                for expert, slot in group.items():
-                    found = self._product(results[expert], self._second, slot)
+                for expert, slot in group.slots.items():
+                    found = self._second(results[expert], slot, is_far=group.is_far)
+                    found = found.to(hidden.device)
                     results[expert] = self._after(found) if self._after else found
         for expert, (tokens, _) in rows.items() if self._has_zero_experts else ():
             if expert >= self._n_experts:
                 results[expert] = hidden[tokens]
         return self._sum(hidden, weights, rows, results)
+
+    def far_row(self, slot: int) -> Tensor:
+        """Return what an expert in host memory makes of some row: to see how long it takes."""
+        weight, _ = self._far[FIRST].at(slot)
+        width = weight.shape[0 if self._is_transposed else 1]
+        row = torch.ones((1, width), dtype=weight.dtype)
+        return self._second(self._first(row, slot, is_far=True), slot, is_far=True)
+
+    def _first(self, inputs: Tensor, slot: int, *, is_far: bool) -> Tensor:
+        """Return the activations of an expert, [rows, I], where its weights are."""
+        if is_far:
+            inputs = inputs.cpu()
+        part = (self._far if is_far else self._near)[FIRST]
+        return self._inner(self._product(inputs, part, slot))
+
+    def _second(self, inner: Tensor, slot: int, *, is_far: bool) -> Tensor:
+        part = (self._far if is_far else self._near)[SECOND]
+        return self._product(inner, part, slot)
 
     def _product(self, inputs: Tensor, part: SlotWeights, slot: int) -> Tensor:
         weight, bias = part.at(slot)

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from localmoe.backends.torch.levels import Levels
 from localmoe.backends.torch.server import ExpertServer
 from localmoe.backends.torch.source import TorchSource
 from localmoe.cache.expert_cache import ExpertCache
 from localmoe.cache.profile import Profile
-from localmoe.cache.slots import SlotPool
 from localmoe.closing import Closing
+from localmoe.settings import Progress
 from localmoe.weights.catalog import Catalog
 
 
@@ -23,10 +24,10 @@ class ServedModel(Closing):
     """Owns the model, the slots, the cache and the open files."""
 
     def __init__(
-        self, model: PreTrainedModel, source: TorchSource, pool: SlotPool, server: ExpertServer
+        self, model: PreTrainedModel, source: TorchSource, levels: Levels, server: ExpertServer
     ) -> None:
-        self.model, self.server = model, server
-        self._source, self.pool = source, pool
+        self.model, self.server, self.levels = model, server, levels
+        self._source = source
         self._profile: Profile | None = None
         kind = f"{source.catalog.architecture} {model.dtype}\n".encode()
         self.stamp = source.catalog.resident_digest(kind).hex()
@@ -42,25 +43,26 @@ class ServedModel(Closing):
         """The expert cache."""
         return self.server.cache
 
-    def warm_up(self, profile: Profile | None) -> None:
-        """Read experts into free slots while nobody asks: all, or those of earlier runs.
+    def warm_up(self, profile: Profile | None, progress: Progress | None = None) -> None:
+        """Have experts in free slots before anybody asks: all, or those of earlier runs.
 
-        What this run uses is added to the profile when it ends.
+        What this run uses is added to the profile when it ends. Raises ExpertReadError.
         """
         self._profile = profile
-        counts = zip(self.pool.limits, self.pool.classes, strict=True)
+        slots = self.levels.slots
+        counts = zip(slots.limits, slots.classes, strict=True)
         if all(limit >= each.n_experts for limit, each in counts):
             rates = {m.layer: np.ones(m.n_experts) for m in self.catalog.layers}
-            self.cache.warm_up(rates)
+            self.levels.warm_up(rates, progress)
         elif profile:
-            self.cache.warm_up(profile.read())
+            self.levels.warm_up(profile.read(), progress)
 
     def step(self, tokens: Sequence[int], cache: DynamicCache, wanted: int) -> Tensor:
         """Append tokens to a context; return the last `wanted` logits, float32 [wanted, V].
 
         Raises LocalMoeError, RuntimeError.
         """
-        ids = torch.tensor([list(tokens)], dtype=torch.long)
+        ids = torch.tensor([list(tokens)], dtype=torch.long, device=self.model.device)
         try:
             with torch.inference_mode():
                 result: Any = self.model(
@@ -69,7 +71,7 @@ class ServedModel(Closing):
                     use_cache=True,
                     logits_to_keep=max(wanted, 1),
                 )
-                logits: Tensor = result.logits[0, len(result.logits[0]) - wanted :].float()
+                logits: Tensor = result.logits[0, len(result.logits[0]) - wanted :].float().cpu()
         finally:
             self.server.finish()
         return logits
@@ -78,9 +80,8 @@ class ServedModel(Closing):
         """Free everything."""
         if self._profile:
             self._profile.add(self.cache.uses())
-        self.server.cache.close()
         for module in self.model.modules():
             if hasattr(module, "localmoe"):
                 del module.localmoe  # it looks into the slots
-        self.pool.close()
+        self.levels.close()
         self._source.close()

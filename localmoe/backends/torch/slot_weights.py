@@ -85,7 +85,7 @@ class DecodedWeights:
         found = []
         for source in self._sources:
             raw = self._memory[start : start + source.expert_nbytes]
-            out = torch.empty(source.shape, dtype=source.dtype)
+            out = torch.empty(source.shape, dtype=source.dtype, device=raw.device)
             source.decode(raw, out)
             found.append(out)
             start += source.expert_nbytes

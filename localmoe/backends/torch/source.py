@@ -46,6 +46,11 @@ class TorchSource:
         """The size classes of the experts, laid out for direct reads."""
         return slot_classes(self.catalog.layers, max(file.block for file in self.files.values()))
 
+    @cached_property
+    def device_classes(self) -> tuple[SlotClass, ...]:
+        """The size classes of the experts, laid out for copies: without slack."""
+        return slot_classes(self.catalog.layers, 1)
+
     @property
     def resident_nbytes(self) -> int:
         """Bytes of what stays in memory, decoded."""

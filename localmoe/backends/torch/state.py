@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
-from transformers import DynamicCache, PretrainedConfig
+from transformers import DynamicCache, PreTrainedModel
 
 from localmoe.backends.torch.kv_cache import KvCache
 from localmoe.errors import EngineError
@@ -37,7 +37,7 @@ def write(kv: KvCache, path: Path, stamp: str) -> None:
         raise EngineError(f"could not write the state to {path}: {error.strerror}") from error
 
 
-def read(path: Path, config: PretrainedConfig, stamp: str, capacity: int) -> tuple[Any, list[int]]:
+def read(path: Path, model: PreTrainedModel, stamp: str, capacity: int) -> tuple[Any, list[int]]:
     """Return the cache and the tokens of a context that `write` wrote. Raises EngineError."""
     try:
         data = path.read_bytes()
@@ -50,7 +50,7 @@ def read(path: Path, config: PretrainedConfig, stamp: str, capacity: int) -> tup
         tensors, layers = found
         tokens = [int(token) for token in tensors["tokens"].tolist()]
         if len(tokens) <= capacity:
-            return _cache(config, layers, tensors), tokens
+            return _cache(model, layers, tensors), tokens
         reason = f"it holds {len(tokens)} tokens and the context has {capacity}"
     raise EngineError(f"{path} is not a usable state of this model: {reason}")
 
@@ -90,21 +90,22 @@ def _packed(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     )
 
 
-def _unpacked(said: Any, tensors: dict[str, Tensor]) -> Any:
+def _unpacked(said: Any, tensors: dict[str, Tensor], device: torch.device) -> Any:
+    """Return what `_packed` described, on the device that is computed on now."""
     ((kind, value),) = said.items()
     if kind == "tensor":
-        return tensors[value]
+        return tensors[value].to(device)
     if kind == "dict":
-        return {key: _unpacked(each, tensors) for key, each in value}
+        return {key: _unpacked(each, tensors, device) for key, each in value}
     if kind == "dtype":
         return getattr(torch, value)
-    return torch.device(value) if kind == "device" else value
+    return device if kind == "device" else value
 
 
-def _cache(config: PretrainedConfig, layers: list[Any], tensors: dict[str, Tensor]) -> DynamicCache:
-    cache = DynamicCache(config=config)
+def _cache(model: PreTrainedModel, layers: list[Any], tensors: dict[str, Tensor]) -> DynamicCache:
+    cache = DynamicCache(config=model.config)
     while len(cache.layers) < len(layers):
         cache.layers.append(cache.layer_class_to_replicate())
     for layer, said in zip(cache.layers, layers, strict=True):
-        vars(layer).update(_unpacked(said, tensors))
+        vars(layer).update(_unpacked(said, tensors, model.device))
     return cache
