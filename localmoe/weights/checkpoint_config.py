@@ -132,11 +132,7 @@ def read_object(path: str) -> dict[str, Any]:
 
 
 def parse_object(text: bytes, path: str) -> dict[str, Any]:
-<<<<<<< HEAD
-    """Return the JSON object that a text is; `path` is for messages. Raises ModelFormatError."""
-=======
     """Return the JSON object of a text; `path` names it in messages. Raises ModelFormatError."""
->>>>>>> hub
     if len(text) > _MOST_NBYTES:
         raise ModelFormatError(f"{path} is longer than {_MOST_NBYTES} bytes: it is damaged.")
     try:
