@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from byte_tokenizer import write_byte_tokenizer
 from transformers import AfmoeConfig, AfmoeForCausalLM
 
 LARGE: dict[str, Any] = {
@@ -90,7 +91,7 @@ def write_checkpoint(folder: Path, sizes: dict[str, Any], format_name: str) -> P
     (folder / "model.safetensors.index.json").write_text(
         json.dumps({"metadata": {"total_size": total}, "weight_map": index})
     )
-    _write_tokenizer(folder)
+    write_byte_tokenizer(folder)
     return folder
 
 
@@ -193,13 +194,3 @@ def _write_shard(path: Path, pieces: list[Piece], pools: dict[str, bytes]) -> No
             left, pool = piece.nbytes, memoryview(pools[piece.pool])
             while left:
                 left -= file.write(pool[: min(left, len(pool))])
-
-
-def _write_tokenizer(folder: Path) -> None:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({letter: i for i, letter in enumerate(letters)}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel()
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.save(str(folder / "tokenizer.json"))

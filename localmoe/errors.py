@@ -11,7 +11,8 @@
     ├── EngineError              the engine underneath refused or failed
     │   ├── EngineVersionError       an engine version that localmoe was not tested with
     │   ├── ContextFullError         no room left for these tokens
-    │   └── InterruptedDecodeError   somebody asked the engine to stop
+    │   ├── InterruptedDecodeError   somebody asked the engine to stop
+    │   └── LostRankError            a process that runs a part of the model is gone
     ├── ChatError                a chat template or message cannot be rendered
     │   └── ConstraintError          a schema or grammar that no answer can be held to
     └── HubError                 Hugging Face, or the way there, did not give what was asked for
@@ -85,6 +86,13 @@ class ContextFullError(EngineError):
 
 class InterruptedDecodeError(EngineError):
     """A decode was stopped by `Engine.interrupt`; the position is as after any error there."""
+
+
+class LostRankError(EngineError):
+    """A process that runs a part of the model is gone, or out of step: the engine is of no use.
+
+    Its thread may wait for that process forever: a program should end itself with `os._exit`.
+    """
 
 
 class ChatError(LocalMoeError):

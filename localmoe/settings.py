@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -28,6 +28,28 @@ def available_threads() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among several that run one model together, each with some of its layers."""
+
+    rank: int
+    size: int
+    address: str
+    """HOST:PORT at which rank 0 listens for the others."""
+    token: str = ""
+    """Whoever says it is one of them."""
+    names: tuple[str, ...] = ()
+    """What their machines are called, by rank."""
+    ended: Callable[[], str | None] | None = field(default=None, compare=False)
+    """Tells why one of the others will never come; None: nothing is known against it."""
+    on_lost: Callable[[], None] | None = field(default=None, compare=False)
+    """Called by some thread of rank 0 as soon as one of the others is gone."""
+
+    def name(self, rank: int) -> str:
+        """Return what a rank is called in messages."""
+        return f"rank {rank} ({self.names[rank]})" if rank < len(self.names) else f"rank {rank}"
 
 
 @dataclass(frozen=True)
@@ -66,6 +88,8 @@ class Settings:
     faster than to copy them. Lossy: the processor rounds otherwise."""
     experts_used: int | None = None
     """Overrides the checkpoint's number of active experts. Lossy: for experiments only."""
+    ranks: Ranks | None = None
+    """The processes that run the model together; None: this one alone."""
 
     @property
     def n_threads(self) -> int:

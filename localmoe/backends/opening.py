@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from localmoe.backends.base import Engine, MeasuredEngine
-from localmoe.errors import EngineError
+from localmoe.errors import EngineError, SettingsError
 from localmoe.settings import EngineName, Progress, Settings
 from localmoe.weights.checkpoint_kind import is_mlx, is_safetensors
 
@@ -19,6 +19,7 @@ Open = Callable[[Path, Settings, Progress | None], MeasuredEngine]
 TORCH_PACKAGES = ("torch", "transformers", "safetensors")
 """What the torch engine needs beside localmoe."""
 INSTALL_TORCH = "pip install 'localmoe[torch]'"
+INSTALL_MLX = "pip install 'localmoe[mlx]'"
 
 
 def missing_torch_packages() -> list[str]:
@@ -48,7 +49,7 @@ def opening(path: Path | None, wanted: EngineName | None = None) -> Iterator[Ope
     """
     name = engine_name(path, wanted)
     if name != "llama":
-        yield _torch_load() if name == "torch" else _mlx_load()
+        yield _alone(name, _torch_load()) if name == "torch" else _mlx_load()
         return
     from localmoe.backends.llama.dry_run import DryRunChild
 
@@ -59,13 +60,35 @@ def opening(path: Path | None, wanted: EngineName | None = None) -> Iterator[Ope
 
             return load(path, settings, progress, child)
 
-        yield open_llama
+        yield _alone(name, open_llama)
 
 
 def open_engine(path: Path, settings: Settings, progress: Progress | None = None) -> Engine:
     """Load a model with the engine for it. Raises LocalMoeError."""
     with opening(path, settings.engine) as open_it:
         return open_it(path, settings, progress)
+
+
+def follow_rank(own: Settings) -> None:
+    """Be one of several ranks, not the first, until that ends. Raises LocalMoeError."""
+    _mlx_load()
+    from localmoe.backends.mlx.follower import follow
+
+    follow(own)
+
+
+def _alone(name: EngineName, load: Open) -> Open:
+    """Return a function that opens a model in this process, and in no other."""
+
+    def open_it(path: Path, settings: Settings, progress: Progress | None) -> MeasuredEngine:
+        if settings.ranks:
+            raise SettingsError(
+                f"{path} is run by the engine {name}, and only mlx runs a model on several "
+                "machines: leave --hosts out, or use --engine mlx with a safetensors checkpoint"
+            )
+        return load(path, settings, progress)
+
+    return open_it
 
 
 def _torch_load() -> Open:
@@ -89,11 +112,18 @@ def _mlx_load() -> Open:
         if (error.name or "").split(".")[0] not in ("mlx", "mlx_lm", "transformers"):
             raise
         raise EngineError(
-            f"the MLX engine needs the package {error.name}, which is not installed: "
-            "pip install 'localmoe[mlx]'"
+            f"the MLX engine needs the package {error.name}, which is not installed: {INSTALL_MLX}"
         ) from error
     except ValueError as error:  # mlx_lm sets limits of the process when it is imported
         raise EngineError(
             f"mlx_lm cannot be imported: {error}. It wants to open 4096 files (ulimit -Hn)"
         ) from error
-    return mlx_load.load
+
+    def open_mlx(path: Path, settings: Settings, progress: Progress | None) -> MeasuredEngine:
+        if settings.ranks:
+            from localmoe.backends.mlx.ranked_engine import open_ranked
+
+            return open_ranked(path, settings, progress)
+        return mlx_load.load(path, settings, progress)
+
+    return open_mlx

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from typing import Annotated
 
 import typer
 
-from localmoe import LocalMoeError, __version__
-from localmoe.cli import bench, doctor, inspect, models, plan, pull, run, serve, trace
+from localmoe import LocalMoeError, LostRankError, __version__
+from localmoe.cli import bench, doctor, follow, inspect, models, plan, pull, run, serve, trace
+from localmoe.cli.hosts import launched_ranks
 from localmoe.cli.terminal import discard_output, error_line
 
 _EXIT_ERROR = 1
@@ -32,6 +34,7 @@ app.command("remove", help=models.REMOVE_HELP)(models.remove)
 app.command("inspect", help=inspect.HELP)(inspect.inspect_model)
 app.command("plan", help=plan.HELP)(plan.plan)
 app.command("doctor", help=doctor.HELP)(doctor.doctor)
+app.command("follow", hidden=True)(follow.follow_started)
 app.add_typer(bench.app, name="bench")
 app.add_typer(trace.app, name="trace")
 
@@ -57,7 +60,15 @@ def _options(
 def main() -> None:
     """Run the command line and exit: 0, 1 for an error, 2 for wrong usage, 130 after Ctrl-C."""
     try:
-        app(prog_name="localmoe")
+        ranks = launched_ranks()
+        if ranks and ranks.rank > 0:
+            follow.follow(ranks)
+        else:
+            app(prog_name="localmoe")
+    except LostRankError as error:
+        error_line(str(error))
+        sys.stdout.flush()
+        os._exit(_EXIT_ERROR)  # a thread may wait forever for what is gone
     except LocalMoeError as error:
         error_line(str(error))
         sys.exit(_EXIT_ERROR)

@@ -29,6 +29,7 @@ from localmoe.cli.bench_options import (
 )
 from localmoe.cli.bench_progress import share_bar
 from localmoe.cli.demo import demo_model_path
+from localmoe.cli.hosts import Hosts, ranks_for
 from localmoe.cli.options import (
     Context,
     CpuExperts,
@@ -46,6 +47,7 @@ from localmoe.cli.options import (
     engine_settings,
 )
 from localmoe.cli.terminal import dim_line
+from localmoe.errors import SettingsError
 
 HELP = """Measure decode speed, and how close it comes to what the machine allows.
 
@@ -95,6 +97,7 @@ def decode(  # noqa: PLR0913 (the command line's options are this function's par
     compiled: Compiled = True,
     experts_used: ExpertsUsed = None,
     mirror: Mirrors = None,
+    hosts: Hosts = None,
 ) -> None:
     """Build the request, measure, show."""
     # Each side of a comparison is a process of its own: what only they need is imported there.
@@ -114,7 +117,8 @@ def decode(  # noqa: PLR0913 (the command line's options are this function's par
         hash_after=hash_after,
     )
     name: PeerName | None = peer.value if peer else None
-    answer = _measure(request, rounds, name and partial(peer_for, request, name, peer_tokens))
+    make_peer = name and partial(peer_for, request, name, peer_tokens)
+    answer = _measure(request, rounds, make_peer, hosts)
     if as_json:
         typer.echo(json.dumps(answer))
         return
@@ -127,10 +131,13 @@ def _measure(
     request: DecodeRequest,
     rounds: int,
     make_peer: Callable[[dict[str, Any]], PeerRequest] | None,
+    hosts: Path | None,
 ) -> dict[str, Any]:
     """Measure in this process, or in one process per side and round where there are several."""
     if rounds == 1 and make_peer is None:
-        return _measure_here(request)
+        return _measure_here(request, hosts)
+    if hosts:
+        raise SettingsError("--hosts is for one round without a peer")
 
     from localmoe.bench.process import run_child
     from localmoe.bench.rounds import alternate
@@ -145,13 +152,17 @@ def _measure(
     return alternate(request, run, rounds, make_peer, on_stage)
 
 
-def _measure_here(request: DecodeRequest) -> dict[str, Any]:
+def _measure_here(request: DecodeRequest, hosts: Path | None) -> dict[str, Any]:
     from localmoe.backends.opening import opening
 
-    path, settings = Path(request.model), request.settings
-    with opening(path, settings.engine) as open_it, share_bar() as progress:
+    with (
+        ranks_for(hosts) as ranks,
+        opening(Path(request.model), request.settings.engine) as open_it,
+        share_bar() as progress,
+    ):
         from localmoe.bench.decode import measure_decode
         from localmoe.cli.stats_file import peak_rss_bytes
 
+        request = replace(request, settings=replace(request.settings, ranks=ranks))
         report = measure_decode(request, progress, open_it)
     return {**report, "peak_rss_bytes": peak_rss_bytes()}

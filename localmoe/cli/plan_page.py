@@ -119,7 +119,9 @@ def _speeds(planned: Plan) -> Table:
         table.add_row("read per token", f"{now.read_bytes_per_token / 1e9:.2f} GB", read)
     if planned.graphics:
         speed = planned.graphics.decode()
-        table.add_row("with its GPU", _expected(speed), f"{_between(speed)}: not built yet")
+        table.add_row(
+            "with its GPU", _expected(speed), f"{_between(speed)}: not for GGUF files yet"
+        )
     return table
 
 

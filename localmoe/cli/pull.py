@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from localmoe.cli.progress import progress_bar
 from localmoe.cli.terminal import dim_line
+from localmoe.weights.checkpoint_files import CONFIG
 from localmoe.weights.hub_names import hub_name
 from localmoe.weights.quantized_files import SAFETENSORS, HubFile
+
+if TYPE_CHECKING:
+    from localmoe.weights.hub import Listing
 
 HELP = """Download a model from Hugging Face.
 
@@ -47,7 +51,7 @@ def pull(name: Name, as_json: AsJson = False) -> None:
     listing = look_up(wanted)
     full = f"{listing.repository}:{listing.chosen.name}"
     if listing.chosen.name == SAFETENSORS:
-        _say_what_is_missing()
+        _say_what_is_missing(listing)
     try:
         with progress_bar() as progress:
             path = Download(listing, progress).run(_silent if progress else _say)
@@ -61,9 +65,16 @@ def pull(name: Name, as_json: AsJson = False) -> None:
         typer.echo(f"{full} is here: localmoe run {full}")
 
 
-def _say_what_is_missing() -> None:
-    """A download takes long: who starts one may want to install what runs it meanwhile."""
+def _say_what_is_missing(listing: Listing) -> None:
+    """Say before a long download what would keep its model from being run."""
     from localmoe.backends.opening import INSTALL_TORCH, missing_torch_packages
+    from localmoe.weights.hub_checkpoint import read_remote_config
+
+    if not read_remote_config(listing).n_experts:
+        dim_line(
+            f"{CONFIG} of {listing.repository} names no experts: the torch engine runs "
+            "Mixture-of-Experts models alone, and dense ones as GGUF files run with llama.cpp"
+        )
 
     if missing := missing_torch_packages():
         dim_line(

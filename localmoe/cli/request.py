@@ -9,6 +9,7 @@ from pathlib import Path
 
 import typer
 
+from localmoe.cli.hosts import launched_ranks
 from localmoe.cli.model_argument import is_pulled_name, model_path
 from localmoe.cli.terminal import is_interactive
 
@@ -33,10 +34,17 @@ def read_request(first: str | None, second: str | None) -> Request:
     model, prompt = _split(first, second)
     if prompt is not None and not prompt.strip():
         raise typer.BadParameter("the prompt is empty", param_hint="PROMPT")
-    piped = _piped_text()
+    # mlx.launch gives every rank a standard input that never ends.
+    launched = launched_ranks()
+    piped = None if launched else _piped_text()
     parts = [part for part in (prompt, piped) if part is not None]
     if parts:
         return Request(model, "\n\n".join(parts))
+    if launched:
+        raise typer.BadParameter(
+            "mlx.launch hands no text on: give a prompt, or use --hosts for a chat",
+            param_hint="PROMPT",
+        )
     if is_interactive():
         return Request(model, None)
     if sys.stdin is not None and sys.stdin.isatty():

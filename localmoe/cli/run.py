@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from localmoe.cli.hosts import Hosts, ranks_for
 from localmoe.cli.options import (
     Context,
     CpuExperts,
@@ -18,7 +21,7 @@ from localmoe.cli.options import (
     Vram,
     engine_settings,
 )
-from localmoe.cli.request import read_request
+from localmoe.cli.request import Request, read_request
 from localmoe.cli.run_options import (
     Effort,
     GrammarFile,
@@ -59,6 +62,7 @@ Examples:
   localmoe run ggml-org/gpt-oss-120b-GGUF         a model that localmoe pull has fetched
   localmoe run big.gguf "Summarize:" < notes.txt  a prompt and a file
   localmoe run big.gguf --no-think "2 + 2?"       answer without thinking first
+  localmoe run checkpoint/ --hosts hosts.json     an MLX checkpoint on several machines
   localmoe run big.gguf --schema s.json "..."     answer with JSON of that form
 """
 
@@ -93,6 +97,7 @@ def run(  # noqa: PLR0913 (the command line's options are this function's parame
     profile: Profile = True,
     experts_used: ExpertsUsed = None,
     mirror: Mirrors = None,
+    hosts: Hosts = None,
 ) -> None:
     """Read the request, then load and answer."""
     request = read_request(model, prompt)
@@ -111,10 +116,18 @@ def run(  # noqa: PLR0913 (the command line's options are this function's parame
         grammar_path=grammar,
         stats_path=stats,
     )
+    _execute(request, options, hosts)
+
+
+def _execute(request: Request, options: RunOptions, hosts: Path | None) -> None:
+    """Start other machines and what takes its time, then answer."""
     from localmoe.backends.opening import opening
 
-    with opening(request.model, options.settings.engine) as open_it:
+    with (
+        ranks_for(hosts) as ranks,
+        opening(request.model, options.settings.engine) as open_it,
+    ):
         # Engine, template and terminal libraries take their time to import; the child does it, too.
         from localmoe.cli.runner import execute
 
-        execute(request, options, open_it)
+        execute(request, options.with_ranks(ranks), open_it)

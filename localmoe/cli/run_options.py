@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from localmoe.settings import Settings
+from localmoe.settings import Ranks, Settings
 
 Model = Annotated[
     str | None,
@@ -168,6 +168,10 @@ class RunOptions:
     schema_path: Path | None = None
     grammar_path: Path | None = None
     stats_path: Path | None = None
+
+    def with_ranks(self, ranks: Ranks | None) -> RunOptions:
+        """Return the same for an engine on these machines."""
+        return replace(self, settings=replace(self.settings, ranks=ranks))
 
 
 def sampling_flags(

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from localmoe.cli.hosts import Hosts, ranks_for
 from localmoe.cli.model_argument import ModelFile, model_title
 from localmoe.cli.options import (
     Context,
@@ -113,6 +114,7 @@ def serve(  # noqa: PLR0913 (the command line's options are this function's para
     profile: Profile = True,
     experts_used: ExpertsUsed = None,
     mirror: Mirrors = None,
+    hosts: Hosts = None,
 ) -> None:
     """Check the options, then load and serve."""
     from localmoe.server.options import ServerOptions
@@ -139,17 +141,24 @@ def serve(  # noqa: PLR0913 (the command line's options are this function's para
         profile=profile,
         max_tokens=max_tokens,
     )
-    _execute(model, server, options)
+    _execute(model, server, options, hosts)
 
 
-def _execute(model: Path | None, server: ServerOptions, options: RunOptions) -> None:
+def _execute(
+    model: Path | None, server: ServerOptions, options: RunOptions, hosts: Path | None
+) -> None:
     """Start the child that plans, and import what takes its time meanwhile."""
     from localmoe.backends.opening import opening
 
-    with opening(model, options.settings.engine) as open_it:
+    with ranks_for(hosts) as ranks, opening(model, options.settings.engine) as open_it:
         from localmoe.cli.serving import execute
 
-        execute(model, server, options, open_it)
+        execute(
+            model,
+            server,
+            options.with_ranks(ranks),
+            open_it,
+        )
 
 
 def default_names(model: Path | None, given: list[str]) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from localmoe.backends.llama.versions import INSTALL, TESTED_VERSIONS
-from localmoe.backends.opening import INSTALL_TORCH
+from localmoe.backends.opening import INSTALL_MLX, INSTALL_TORCH
 from localmoe.doctor.check import Check, better, ok, stops
 from localmoe.doctor.child import Answer
 from localmoe.doctor.processor import processor_features
@@ -19,7 +19,7 @@ _REBUILD = (
 )
 _BUILD_CALLBACK = "pip install --force-reinstall --no-cache-dir --no-deps localmoe"
 _COMPILERS = ("cc", "gcc", "clang")
-_OTHERS = ("mlx",)
+_MLX = ("mlx", "mlx-lm")
 TORCH_MINORS = {"torch": (2, 13), "transformers": (5, 23), "safetensors": (0, 5)}
 """The least minor version of each package that the torch engine was tested with."""
 _EXACT = "transformers"
@@ -104,9 +104,14 @@ def _minor(version: str) -> tuple[int, ...]:
     return tuple(int(number) for number in re.findall(r"\d+", version)[:2])
 
 
-def check_others(system: System) -> Check:
-    """Name engines that localmoe may use one day."""
-    there = [f"{name} {version}" for name in _OTHERS if (version := system.version(name))]
-    return ok(
-        "other engines", f"{', '.join(there)}; not used yet" if there else "none; none needed"
-    )
+def check_mlx(system: System) -> Check:
+    """Look for what computes on Apple silicon."""
+    name, found = "MLX engine", {package: system.version(package) for package in _MLX}
+    missing = [package for package, version in found.items() if version is None]
+    if not missing:
+        there = ", ".join(f"{package} {version}" for package, version in found.items())
+        return ok(name, f"{there}: runs MLX checkpoints")
+    if system.platform == "darwin" and system.machine == "arm64":
+        said = f"{', '.join(missing)} not installed: safetensors and MLX checkpoints do not run"
+        return better(name, said, INSTALL_MLX)
+    return ok(name, "not installed: it is for Apple silicon")

@@ -1,18 +1,34 @@
-"""Graphics processors. localmoe computes on none of them yet; a plan may count with them."""
+"""Graphics processors: which there are, and whether an engine that is installed uses them."""
 
 from __future__ import annotations
 
-from localmoe.doctor.check import Check, ok
+from localmoe.doctor.check import Check, better, ok
 from localmoe.doctor.system import System
 
-_UNUSED = "localmoe does not use it yet"
+_NAME = "GPU"
+_UNUSED = "localmoe does not use it"
+_WITH_CUDA = "pip uninstall -y torch && pip install 'localmoe[cuda]'"
 _QUERY = ("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader")
 
 
 def check_graphics(system: System) -> Check:
-    """Say which there are."""
-    found = [*_nvidia(system), *_amd(system), *_metal(system)]
-    return ok("GPU", f"{'; '.join(found)}; {_UNUSED}" if found else "none, and none is needed")
+    """Say which there are, and what is computed there."""
+    nvidia, others = _nvidia(system), _amd(system)
+    if nvidia:
+        return _check_cuda(system, "; ".join([*nvidia, *others]))
+    if metal := _metal(system):
+        return ok(_NAME, f"{metal[0]}, which the MLX engine computes on")
+    return ok(_NAME, f"{'; '.join(others)}; {_UNUSED}" if others else "none, and none is needed")
+
+
+def _check_cuda(system: System, found: str) -> Check:
+    torch = system.version("torch")
+    if torch is None:
+        return ok(_NAME, f"{found}; used for safetensors checkpoints once torch is installed")
+    if torch.endswith("+cpu"):
+        said = f"{found}; not used: torch {torch} was built for the processor alone"
+        return better(_NAME, said, _WITH_CUDA)
+    return ok(_NAME, f"{found}; used for safetensors checkpoints")
 
 
 def _nvidia(system: System) -> list[str]:

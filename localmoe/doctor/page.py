@@ -54,7 +54,7 @@ def examine(system: System, visit: Visit, ask: Ask) -> list[Check]:
         engines.check_build(system, engine),
         engines.check_callback(system, engine),
         engines.check_torch(system, is_needed=_is_checkpoint(visit)),
-        engines.check_others(system),
+        engines.check_mlx(system),
         folders.check_folder("cache folder", visit.cache, "LOCALMOE_CACHE"),
         folders.check_folder("state folder", visit.state, "LOCALMOE_STATE"),
         folders.check_figures(visit.measured, visit.now),

@@ -128,6 +128,11 @@ def read_object(path: str) -> dict[str, Any]:
             f"cannot read {path}: {error.strerror}. A checkpoint is a folder with config.json and "
             "*.safetensors: pull it again, or name its folder."
         ) from error
+    return parse_object(text, path)
+
+
+def parse_object(text: bytes, path: str) -> dict[str, Any]:
+    """Return the JSON object of a text; `path` names it in messages. Raises ModelFormatError."""
     if len(text) > _MOST_NBYTES:
         raise ModelFormatError(f"{path} is longer than {_MOST_NBYTES} bytes: it is damaged.")
     try:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from localmoe.errors import HubError, ModelError, ModelNotFoundError
+from localmoe.weights.checkpoint_config import read_checkpoint_config
 from localmoe.weights.checkpoint_files import checkpoint, indexed, is_index
 from localmoe.weights.digests import digest_of
 from localmoe.weights.hub_names import HubName
@@ -59,7 +60,8 @@ def pulled_models() -> list[PulledModel]:
     for repository in _repositories():
         for name, found in _models(repository).items():
             full = f"{repository.repo_id}:{name}"
-            models.append(PulledModel(full, found.path, found.model.nbytes, _last_used(found)))
+            if _is_meant_for_us(repository, found):
+                models.append(PulledModel(full, found.path, found.model.nbytes, _last_used(found)))
     complete = {model.name for model in models}
     models += [model for model in _incomplete() if model.name not in complete]
     return sorted(models, key=lambda model: model.name.lower())
@@ -172,9 +174,27 @@ def _checkpoint_of(repository: Any, revision: Any, files: list[HubFile]) -> Quan
         return None
 
 
+def _is_meant_for_us(repository: Any, found: _Found) -> bool:
+    """Whether a model is one to list: checkpoints of all kinds lie in this cache.
+
+    Those that a pull has fetched are, and those with experts.
+    """
+    revision = found.revision
+    if found.model.name != SAFETENSORS or _note(repository, revision):
+        return True
+    try:
+        return bool(read_checkpoint_config(revision.snapshot_path).n_experts)
+    except ModelError:  # not even its config.json can be read
+        return False
+
+
+def _note(repository: Any, revision: Any) -> PullNote | None:
+    return find_note(Path(repository.repo_path), SAFETENSORS, revision.commit_hash)
+
+
 def _lacks(repository: Any, revision: Any, files: list[HubFile]) -> bool:
     """Whether a pull of this revision's checkpoint wants files that are not there yet."""
-    note = find_note(Path(repository.repo_path), SAFETENSORS, revision.commit_hash)
+    note = _note(repository, revision)
     there = {file.path for file in files}
     return note is not None and not {file.path for file in note.files} <= there
 

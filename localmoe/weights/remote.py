@@ -12,7 +12,8 @@ from localmoe.settings import Progress
 from localmoe.weights.byte_cursor import ByteCursor
 from localmoe.weights.checkpoint_files import is_index, is_small
 from localmoe.weights.gguf_header import parse_header
-from localmoe.weights.hub import Listing, fetch_whole
+from localmoe.weights.hub import Listing
+from localmoe.weights.hub_checkpoint import fetch_small
 from localmoe.weights.quantized_files import SAFETENSORS, HubFile
 from localmoe.weights.remote_file import Allowance, RemoteFile
 from localmoe.weights.safetensors_header import SUFFIX, take_header
@@ -22,7 +23,6 @@ MAX_HEADER_NBYTES = 256 << 20
 _GGUF_FIRST_NBYTES, _GGUF_WINDOW_NBYTES = 128 << 10, 64 << 10
 _SAFETENSORS_FIRST_NBYTES, _SAFETENSORS_WINDOW_NBYTES = 32 << 10, 64
 """Each header says at its start how long it is: the second request is for the rest of it."""
-_MAX_SMALL_NBYTES = 16 << 20
 _CONNECTIONS = 8
 """A checkpoint may have hundreds of files, and each is waited for."""
 
@@ -96,10 +96,5 @@ def _write_small(listing: Listing, folder: Path) -> None:
             if is_index(file):
                 path.write_bytes(listing.index)
             elif is_small(file):
-                if file.nbytes > _MAX_SMALL_NBYTES:
-                    raise HubError(
-                        f"{file.path} of {listing.repository} is said to have {file.nbytes} bytes: "
-                        "not believed"
-                    )
                 path.parent.mkdir(exist_ok=True)
-                path.write_bytes(fetch_whole(listing, file))
+                path.write_bytes(fetch_small(listing, file))

@@ -95,7 +95,7 @@ def test_what_belongs_to_a_checkpoint_comes_and_goes_and_nothing_else(
     again = json.loads(localmoe("pull", FULL, "--json").stdout)
     assert (again["name"], again["bytes"]) == (FULL, nbytes)
     assert Path(again["path"]).name == INDEX
-    assert fetched(server) == [INDEX]  # to know what it names
+    assert fetched(server) == [INDEX, "config.json"]  # to know what it names, and what it is
 
     asked = len(server.requests)
     answer = json.loads(localmoe("inspect", NAME, "--json", **OFFLINE).stdout)
@@ -133,6 +133,26 @@ def test_a_repository_with_both_gives_what_is_named(
     assert found["left"] == [[whole], INDEX]
     assert found["run"] == [INDEX, "Hello", "torch"]
     assert found["serve"] == ["model"]
+
+
+def test_of_what_others_have_fetched_models_with_experts_are_listed(
+    server: HubServer, script: Callable[[str], Any]
+) -> None:
+    dense = made.files(made.resident(), {"num_experts": None})
+    server.repositories[NAME] = Repository(made.files())
+    server.repositories["some/dense"] = Repository(dense)
+    found = script(
+        "import pathlib, huggingface_hub\n"
+        "pull('some/model'), pull('some/dense')\n"
+        "found['pulled'] = [name for name, *_ in listed()]\n"
+        "cache = pathlib.Path(huggingface_hub.constants.HF_HUB_CACHE)\n"
+        "for note in cache.glob('*/localmoe/*.json'): note.unlink()\n"
+        "found['others'] = [name for name, *_ in listed()]\n"
+        "found['dense'] = find_pulled(hub_name('some/dense')).name\n"
+    )
+    assert found["pulled"] == ["some/dense:safetensors", FULL]
+    assert found["others"] == [FULL]
+    assert found["dense"] == "model.safetensors"
 
 
 def test_a_download_that_broke_off_is_incomplete_and_goes_on(

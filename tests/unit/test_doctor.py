@@ -159,7 +159,7 @@ def test_every_bad_verdict_has_a_command(make: Make, tmp_path: Path) -> None:
 
     checks = page.examine(sick(make), ill, ask)
     bad = [c for c in checks if c.verdict is not Verdict.OK]
-    assert {c.name for c in checks} - {c.name for c in bad} == {"processor", "GPU", "other engines"}
+    assert {c.name for c in checks} - {c.name for c in bad} == {"processor", "GPU", "MLX engine"}
     assert all(c.mend for c in bad)
     assert {c.name for c in bad if c.verdict is Verdict.STOPS} == {
         *("Python", "llama-cpp-python", "model")
@@ -180,7 +180,7 @@ def test_another_system_has_no_proc_and_says_so(make: Make, tmp_path: Path) -> N
         mac, visit(tmp_path), lambda words: built if words[0] == "engine" else FITS
     )
     found = {c.name: c.found for c in checks}
-    assert [c.name for c in checks if c.verdict is not Verdict.OK] == []
+    assert [c.name for c in checks if c.verdict is not Verdict.OK] == ["MLX engine"]
     assert [n for n, f in found.items() if f == NOT_HERE] == [
         *("swap", "locked memory", "huge pages", "io_uring")
     ]
@@ -393,8 +393,17 @@ class TestDrive:
 class TestGraphics:
     def test_nvidia(self, make: Make) -> None:
         line = "NVIDIA H100, 81559 MiB, 550.1\n"
-        check = graphics.check_graphics(make(run=lambda _: line))
-        assert check.found == "NVIDIA H100, 81559 MiB, 550.1; localmoe does not use it yet"
+        with_torch = make(run=lambda _: line, version={"torch": "2.13.0"}.get)
+        check = graphics.check_graphics(with_torch)
+        assert check.found == f"{line.strip()}; used for safetensors checkpoints"
+        without = graphics.check_graphics(make(run=lambda _: line, version=lambda _: None))
+        assert "once torch is installed" in without.found
+
+    def test_torch_without_cuda(self, make: Make) -> None:
+        version = {"torch": "2.13.0+cpu"}.get
+        check = graphics.check_graphics(make(run=lambda _: "NVIDIA H100\n", version=version))
+        assert check.verdict is Verdict.BETTER
+        assert "localmoe[cuda]" in (check.mend or "")
 
     def test_nvidia_without_its_tool_and_amd(self, make: Make) -> None:
         files = {"/proc/driver/nvidia/gpus/0/information": "", "/dev/kfd": ""}
@@ -429,9 +438,14 @@ class TestEngines:
         mac = replace(bare, platform="darwin")
         assert "xcode-select" in (engines.check_callback(mac, missing).mend or "")
 
-    def test_others_are_named(self, make: Make) -> None:
-        check = engines.check_others(make(version={"mlx": "0.32.4"}.get))
-        assert check.found == "mlx 0.32.4; not used yet"
+    def test_mlx(self, make: Make) -> None:
+        there = {"mlx": "0.32.4", "mlx-lm": "0.32.2"}
+        found = engines.check_mlx(make(version=there.get)).found
+        assert found == "mlx 0.32.4, mlx-lm 0.32.2: runs MLX checkpoints"
+        linux = make(version={"mlx": "0.32.4"}.get)
+        assert engines.check_mlx(linux).verdict is Verdict.OK
+        mac = replace(linux, platform="darwin", machine="arm64")
+        assert "localmoe[mlx]" in (engines.check_mlx(mac).mend or "")
 
     @pytest.mark.parametrize("is_needed", [False, True])
     @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,20 @@ _SWITCHES = (".switch_mlp.", ".experts.")
 _PARTS = ("gate", "up", "down")
 
 
-def write(folder: Path, model_type: str, form: FormatName = "float32", *, seed: int = 0) -> Path:
+def write(
+    folder: Path,
+    model_type: str,
+    form: FormatName = "float32",
+    *,
+    seed: int = 0,
+    n_layers: int | None = None,
+) -> Path:
     """Write config.json and the weights of this type into `folder`, and return it.
 
     `form` is that of the experts, in which MLX's CPU can multiply all but bfloat16; the rest is
     float32.
     """
-    config = tiny_config(model_type)
+    config = tiny_config(model_type, n_layers)
     model_class, arguments = _get_classes(config)
     model = model_class(arguments.from_dict(config))
     model.eval()
@@ -85,6 +92,19 @@ def take_apart(folder: Path, names: Mapping[str, str]) -> None:
         mx.save_safetensors(str(folder / file), part, {"format": "mlx"})
     index = {"metadata": {}, "weight_map": in_file}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def in_two_files(folder: Path, first: Callable[[str], bool]) -> tuple[Path, Path]:
+    """Store a checkpoint in two files: the tensors that `first` takes, and the others."""
+    tensors = _taken_out(folder)
+    files = tuple(folder / f"model-0000{n + 1}-of-00002.safetensors" for n in range(2))
+    in_file = {name: files[0 if first(name) else 1] for name in tensors}
+    for file in files:
+        part = {name: array for name, array in tensors.items() if in_file[name] == file}
+        mx.save_safetensors(str(file), part, {"format": "mlx"})
+    index = {"metadata": {}, "weight_map": {name: file.name for name, file in in_file.items()}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return files[0], files[1]
 
 
 def turn_round(folder: Path) -> None:

@@ -330,10 +330,22 @@ TINY: dict[str, dict[str, Any]] = {
 }
 
 
-def tiny_config(model_type: str) -> dict[str, Any]:
-    """Return what config.json says of a tiny model of this type."""
+_BY_LAYER = ("layer_types", "mlp_layer_types", "compress_ratios")
+
+
+def tiny_config(model_type: str, n_layers: int | None = None) -> dict[str, Any]:
+    """Return what config.json says of a tiny model of this type.
+
+    With `n_layers` it has so many, all further ones like the last.
+    """
     own = TINY[model_type]
     found = {**COMMON, "model_type": model_type, **own}
     if "text_config" in own:
         found["text_config"] = {**COMMON, **own["text_config"]}
+    if n_layers is not None:
+        text = found.get("text_config", found)
+        text["num_hidden_layers"] = n_layers
+        for name in _BY_LAYER:
+            if name in text:
+                text[name] = [*text[name], *text[name][-1:] * n_layers][:n_layers]
     return found

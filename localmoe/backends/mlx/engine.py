@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +14,8 @@ from localmoe.backends.base import FloatArray, Logits, Stats
 from localmoe.backends.interrupts import whole_or_undone
 from localmoe.backends.mlx import state
 from localmoe.backends.mlx.kv_cache import PromptCache
+from localmoe.backends.mlx.pipeline import Pipeline
+from localmoe.backends.mlx.pipelined import PipelinedModel
 from localmoe.backends.mlx.served_model import ServedModel
 from localmoe.backends.token_check import check_tokens
 from localmoe.backends.torch.tokenizer import TorchTokenizer
@@ -19,10 +23,12 @@ from localmoe.cache.expert_cache import ExpertCache
 from localmoe.cache.slots import SlotPool
 from localmoe.cache.stats import ExpertWatch
 from localmoe.closing import Closing
-from localmoe.errors import EngineError, InterruptedDecodeError, LocalMoeError
+from localmoe.errors import EngineError, LocalMoeError
 from localmoe.planning.plan import MemoryPlan
 from localmoe.weights.catalog import Catalog, ExpertKey
 
+State = tuple[list[Any], list[int]]
+"""Caches, and the tokens that they have seen."""
 _OUTPUT_NBYTES = 256 << 20
 """All logits of a step are computed at once: steps are cut so that they take no more."""
 
@@ -109,8 +115,6 @@ class MlxEngine(Closing):
         try:
             with whole_or_undone(self.interrupt, lambda: self._kv.rollback(start)):
                 for chunk, wanted in self._chunks(tokens, logits):
-                    if served.server.interrupted:
-                        raise InterruptedDecodeError("the decode was interrupted")
                     result[done : done + wanted] = self._step(served, chunk, wanted)
                     done += wanted
         finally:
@@ -143,8 +147,15 @@ class MlxEngine(Closing):
 
     def restore(self, path: Path) -> None:
         """Read back a state; see `Engine.restore`. Raises EngineError."""
-        stamp = self._open().stamp
-        self._kv.replace(*state.read(self._kv, path, stamp, self._plan.context_tokens))
+        self.take_state(self.read_state(path))
+
+    def read_state(self, path: Path) -> State:
+        """Return what `save` wrote, for `take_state`. Raises EngineError."""
+        return state.read(self._kv, path, self._open().stamp, self._plan.context_tokens)
+
+    def take_state(self, found: State) -> None:
+        """Have a state in place of what the context holds."""
+        self._kv.replace(*found)
 
     def stats(self) -> Stats:
         """Return a snapshot of the counters."""
@@ -159,6 +170,18 @@ class MlxEngine(Closing):
             decode_seconds=self._seconds,
             split_layers=served.server.split_layers,
         )
+
+    @property
+    def stage(self) -> Pipeline:
+        """The part of the model that this is, where `Settings.ranks` says that it is one."""
+        served = self._open()
+        assert isinstance(served, PipelinedModel)
+        return served.pipeline
+
+    def join(self, chunk_tokens: int) -> None:
+        """Become one of several ranks: connect, and read prompts in steps as long as theirs."""
+        self.stage.join()
+        self._plan = replace(self._plan, prefill_chunk_tokens=chunk_tokens)
 
     def close(self) -> None:
         """Free everything. May be called twice."""

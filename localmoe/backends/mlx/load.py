@@ -14,11 +14,13 @@ from localmoe.backends.mlx.checkpoint import Checkpoint, open_checkpoint
 from localmoe.backends.mlx.engine import MlxEngine
 from localmoe.backends.mlx.footprint import Footprint, IdleSwitch, footprints, vocabulary
 from localmoe.backends.mlx.generation import end_tokens, sampling_values
+from localmoe.backends.mlx.pipeline import Pipeline
+from localmoe.backends.mlx.pipelined import PipelinedModel, PipelinedServer
 from localmoe.backends.mlx.pressure import PressureWatch, Source, system_pressure
 from localmoe.backends.mlx.served_model import ServedModel
 from localmoe.backends.mlx.server import ExpertServer, ServedSwitch
 from localmoe.backends.mlx.slot_arrays import SlotArrays
-from localmoe.backends.mlx.source import MlxSource, find_experts
+from localmoe.backends.mlx.source import MlxSource, find_experts, marks_of
 from localmoe.backends.mlx.switches import Switch, find_switches, replace_modules
 from localmoe.backends.torch.tokenizer import TorchTokenizer
 from localmoe.cache.bounce import BOUNCE_NBYTES, buffers_needed
@@ -33,7 +35,7 @@ from localmoe.planning.budget import SlotPlan
 from localmoe.planning.machine import available_memory_bytes, held_memory_bytes
 from localmoe.planning.request import Request
 from localmoe.planning.slot_plan import plan_slots
-from localmoe.settings import Progress, Settings
+from localmoe.settings import Progress, Ranks, Settings
 
 _FREED_NBYTES = 64 << 20
 """What MLX may keep of freed memory, at least: short steps then allocate nothing."""
@@ -87,16 +89,20 @@ class _Assembly:
     def __init__(self, checkpoint: Checkpoint, settings: Settings, undo: ExitStack) -> None:
         self._checkpoint, self._settings, self._undo = checkpoint, settings, undo
         self._model = checkpoint.model
+        self._pipeline: Pipeline | None = None
         self._served: ServedModel | None = None
 
     def build(self, buffer_nbytes: int) -> MlxEngine:
         """Plan, load what is resident, make slots, and put experts that are served in place."""
-        switches = self._emptied_switches()
+        switches, marks = self._emptied_switches(), marks_of(self._checkpoint)
+        if self._settings.ranks:
+            switches = self._split(self._settings.ranks, switches)
         n_vocab, context = vocabulary(self._model), self._context_tokens()
-        found = footprints(self._model, context)
+        found = self._exchanging(footprints(self._model, context))
         idle = dict(self._model.named_modules())
         used = {one.layer: max(1, idle[one.path].n_used) for one in switches}
-        source = find_experts(self._checkpoint, switches, used)
+        owns = self._pipeline.owns if self._pipeline else _every
+        source = find_experts(self._checkpoint, marks, switches, used, owns)
         self._undo.callback(source.close)
         classes = source.classes(buffer_nbytes)
         slot_plan = self._plan(source, classes, found, context)
@@ -131,6 +137,29 @@ class _Assembly:
             switch.put(())
         replace_modules(self._model, {one.path: IdleSwitch(one) for one in switches})
         return switches
+
+    def _split(self, ranks: Ranks, switches: tuple[Switch, ...]) -> tuple[Switch, ...]:
+        """Let go of the layers of other ranks; return this one's switches."""
+        self._pipeline = Pipeline(self._model, ranks)
+        paths = {path for path, _ in self._model.named_modules()}
+        own = tuple(switch for switch in switches if switch.path in paths)
+        if not own:
+            raise UnsupportedModelError(
+                f"the layers {list(self._pipeline.layers)} of this rank have no routed experts: "
+                "run the model on fewer machines"
+            )
+        return own
+
+    def _exchanging(self, found: tuple[Footprint, ...]) -> tuple[Footprint, ...]:
+        """Add what a step holds for other ranks, where there are some."""
+        stage, config = self._pipeline, self._checkpoint.config
+        if stage is None:
+            return found
+        more = [stage.exchanged_bytes(one.chunk_tokens, config) for one in found]
+        return tuple(
+            replace(one, compute_bytes=one.compute_bytes + nbytes)
+            for one, nbytes in zip(found, more, strict=True)
+        )
 
     @staticmethod
     def _check_type(switch: Switch) -> None:
@@ -200,11 +229,22 @@ class _Assembly:
         supply = FileSupply(layers, pool, source.files, self._settings.read_workers)
         cache = ExpertCache(layers, pool, supply, policy=POLICIES[self._settings.policy])
         self._undo.callback(cache.close)
-        server = ExpertServer(cache)
-        switches = source.switches.values()
+        self._served = self._served_by(cache, source, (arrays, pool))
+        server, switches = self._served.server, source.switches.values()
         replace_modules(self._model, {one.path: ServedSwitch(one, server) for one in switches})
-        self._served = ServedModel(self._model, source, (arrays, pool), server)
         return self._served
+
+    def _served_by(
+        self, cache: ExpertCache, source: MlxSource, slots: tuple[SlotArrays, PlanePool]
+    ) -> ServedModel:
+        if self._pipeline is None:
+            return ServedModel(self._model, source, slots, ExpertServer(cache))
+        server = PipelinedServer(cache)
+        return PipelinedModel(self._pipeline, self._model, source, slots, server)
+
+
+def _every(_: str) -> bool:
+    return True
 
 
 def _default_budget() -> int:

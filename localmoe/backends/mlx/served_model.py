@@ -68,6 +68,7 @@ class ServedModel(Closing):
 
         Raises LocalMoeError; RuntimeError and ValueError where MLX cannot go on.
         """
+        self.server.begin()
         if self.watch:
             self.watch.look()
         model: Any = self.model

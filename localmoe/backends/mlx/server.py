@@ -37,6 +37,11 @@ class ExpertServer:
         self._evaluate = evaluate
         self._pending: list[tuple[mx.array, Lease]] = []
 
+    def begin(self) -> None:
+        """A step begins. Raises InterruptedDecodeError."""
+        if self.interrupted:
+            raise InterruptedDecodeError("the decode was interrupted")
+
     def serve(self, switch: Switch, table: Numbers, x: mx.array, indices: mx.array) -> mx.array:
         """Return what the experts `indices`, [..., K], make of `x`, [..., D]: [..., K, D].
 

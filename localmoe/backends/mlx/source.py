@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from mlx.utils import tree_flatten
@@ -42,14 +42,23 @@ class MlxSource:
             file.close()
 
 
+def marks_of(checkpoint: Checkpoint) -> Marks:
+    """Ask mlx-lm what it makes of the stored experts; the model is whole. Raises ModelError."""
+    return Marks(checkpoint.model, checkpoint.tensors, checkpoint.weights())
+
+
 def find_experts(
-    checkpoint: Checkpoint, switches: tuple[Switch, ...], used: Mapping[int, int]
+    checkpoint: Checkpoint,
+    marks: Marks,
+    switches: tuple[Switch, ...],
+    used: Mapping[int, int],
+    owns: Callable[[str], bool],
 ) -> MlxSource:
     """Find the experts of a model, whose switches are empty, and open the files.
 
-    `used` is how many experts a token uses, by layer. Raises ModelError.
+    `used` is how many experts a token uses, by layer. `owns` tells which stored tensors are for
+    this process, where others have some of the layers. Raises ModelError.
     """
-    marks = Marks(checkpoint.model, checkpoint.tensors, checkpoint.weights())
     layers = []
     for switch in switches:
         parts = tuple(marks.part(switch, array) for array in switch.arrays)
@@ -58,7 +67,7 @@ def find_experts(
     resident = tuple(
         ResidentTensor(tensor.name, tensor.extent)
         for tensor in tensors.values()
-        if tensor.extent not in taken
+        if tensor.extent not in taken and owns(tensor.name)
     )
     paths = tuple(sorted({tensor.extent.path for tensor in tensors.values()}))
     parameters = tree_flatten(checkpoint.model.parameters())
