@@ -15,7 +15,13 @@ from localmoe.cache.bounce import BOUNCE_NBYTES, buffers_needed
 from localmoe.cache.direct_file import DirectFile
 from localmoe.cache.slots import slot_classes
 from localmoe.errors import SettingsError, UnsupportedModelError
-from localmoe.planning.budget import plan_fixed_slots, plan_memory, smallest_budget_mib
+from localmoe.planning.budget import (
+    SlotPlan,
+    plan_fixed_slots,
+    plan_memory,
+    plan_shared,
+    smallest_budget_mib,
+)
 from localmoe.planning.checkpoint_work import checkpoint_work, resident_nbytes
 from localmoe.planning.kept_context import kept_context
 from localmoe.planning.planned_model import PlannedModel
@@ -48,10 +54,7 @@ def plan_checkpoint(path: str | Path, settings: Settings, budget_bytes: int) -> 
     """
     layout = _layout(path, settings)
     request, extra = _request(layout, settings)
-    if settings.slots:
-        found = plan_fixed_slots(request, budget_bytes, settings.slots)
-    else:
-        found = plan_memory(request, budget_bytes)
+    found = _split(request, budget_bytes, settings.slots)
     plan = replace(
         found.plan,
         base_bytes=found.plan.base_bytes - extra,
@@ -59,6 +62,19 @@ def plan_checkpoint(path: str | Path, settings: Settings, budget_bytes: int) -> 
     )
     work = checkpoint_work(layout)
     return PlannedModel(layout.catalog, work, replace(found, plan=plan), "torch")
+
+
+def _split(request: Request, budget_bytes: int, slots: int | None) -> SlotPlan:
+    """Split the budget; all experts lie in slots, also where all of them fit."""
+    if slots:
+        return plan_fixed_slots(request, budget_bytes, slots)
+    found = plan_memory(request, budget_bytes)
+    if found.counts:
+        return found
+    chunk = found.plan.prefill_chunk_tokens
+    footprint = next(each for each in request.footprints if each.chunk_tokens == chunk)
+    alone = replace(request, footprints=[footprint])
+    return plan_shared(alone, budget_bytes, [c.token_demand for c in request.classes])
 
 
 def smallest_checkpoint_mib(path: str | Path, settings: Settings) -> int:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,10 @@ import raw_checkpoint as made
 import zoo_torch
 from hub import HubServer, Repository
 from hub.commands import Localmoe, blobs
+from localmoe.planning.checkpoint_plan import plan_checkpoint
+from localmoe.settings import Settings
+from localmoe.weights.checkpoint_description import describe_checkpoint, describe_stored_tensors
+from localmoe.weights.checkpoint_layout import read_layout
 
 NAME = "some/model"
 FULL = f"{NAME}:safetensors"
@@ -91,12 +96,6 @@ def test_what_belongs_to_a_checkpoint_comes_and_goes_and_nothing_else(
     nbytes = sum(map(len, wanted.values()))
     models = json.loads(localmoe("list", "--json").stdout)["models"]
     assert [(m["name"], m["bytes"], m["complete"]) for m in models] == [(FULL, nbytes, True)]
-    server.requests.clear()
-    again = json.loads(localmoe("pull", FULL, "--json").stdout)
-    assert (again["name"], again["bytes"]) == (FULL, nbytes)
-    assert Path(again["path"]).name == INDEX
-    assert fetched(server) == [INDEX, "config.json"]  # to know what it names, and what it is
-
     asked = len(server.requests)
     answer = json.loads(localmoe("inspect", NAME, "--json", **OFFLINE).stdout)
     assert (answer["name"], answer["architecture"]) == ("model", "qwen3_moe")
@@ -117,6 +116,7 @@ def test_a_repository_with_both_gives_what_is_named(
         "found['usual'] = pull('some/model'), listed()\n"
         "found['other'] = message(lambda: pull('some/model:Q4_0'))\n"
         "found['named'] = pull('some/model:Safetensors'), listed()\n"
+        "found['again'] = pull('some/model:safetensors')\n"
         "found['paths'] = [find_pulled(hub_name(f'some/model{q}')).name\n"
         "                  for q in ('', ':q8_0', ':safetensors')]\n"
         "remove_pulled(hub_name('some/model:Q8_0'))\n"
@@ -129,6 +129,9 @@ def test_a_repository_with_both_gives_what_is_named(
     assert found["usual"] == ["m-Q8_0.gguf", [gguf]]
     assert "There are Q8_0 (0.0 GB), safetensors (0.0 GB)" in found["other"]
     assert found["named"] == [INDEX, [gguf, whole]]
+    assert found["again"] == INDEX
+    # The second time only the index is fetched, to know what it names.
+    assert sorted(fetched(server)) == sorted(["m-Q8_0.gguf", INDEX, *files, INDEX])
     assert found["paths"] == ["m-Q8_0.gguf", "m-Q8_0.gguf", INDEX]
     assert found["left"] == [[whole], INDEX]
     assert found["run"] == [INDEX, "Hello", "torch"]
@@ -262,23 +265,26 @@ def test_headers_are_read_without_weights(
     files = made.files(tensors, shards=SHARDS)
     server.repositories[NAME] = Repository({**files, **OTHERS})
     folder = made.write(tmp_path / "Made-4B", tensors, shards=SHARDS)
-    local = json.loads(localmoe("inspect", str(folder), "--tensors", "--json").stdout)
-    assert unexplained({**local, "types": {}, "sampling": {}}) == []
-    assert local["name"] == "Made-4B"
+    layout = read_layout(folder)
+    local = {**describe_checkpoint(layout), "tensors": describe_stored_tensors(layout)}
     done = localmoe("inspect", NAME, "--tensors", "--json")
     assert done.returncode == 0, done.stderr
     remote = json.loads(done.stdout)
+    assert unexplained({**remote, "types": {}, "sampling": {}}) == []
+    assert remote["name"] == "model"
+    assert remote["file_bytes"] > 12 << 20
     for answer in (local, remote):
         del answer["files"], answer["name"]
     assert remote == local
-    assert remote["file_bytes"] > 12 << 20
     assert server.sent_nbytes < 1 << 20
     assert {row["tier"] for row in remote["tensors"]} == {"resident", "routed"}
-    sizes = ("--memory", "1GiB", "--context", "64", "--json")
-    plans = [json.loads(localmoe("plan", model, *sizes).stdout) for model in (str(folder), NAME)]
-    assert plans[0]["plan"] == plans[1]["plan"]
-    assert plans[0]["plan"]["experts"] == made.LAYERS * made.EXPERTS
-    assert unexplained(plans[0]) == []
+    answer = json.loads(
+        localmoe("plan", NAME, "--memory", "1GiB", "--context", "64", "--json").stdout
+    )
+    planned = plan_checkpoint(folder, Settings(context_tokens=64), 1 << 30)
+    assert answer["plan"] == asdict(planned.slot_plan.plan)
+    assert answer["plan"]["experts"] == made.LAYERS * made.EXPERTS
+    assert unexplained(answer) == []
     assert list(tmp_path.glob("localmoe-headers-*")) == []
 
 
@@ -316,12 +322,7 @@ def test_it_runs_by_name(localmoe: Localmoe, server: HubServer, tmp_path: Path) 
     files = {path.name: path.read_bytes() for path in folder.iterdir()}
     server.repositories[NAME] = Repository(files)
     assert localmoe("pull", NAME).returncode == 0
-    tokens = ("--tokens", "4", "--prompt-tokens", "4", "--device-seconds", "0.1", "--threads", "1")
-    sizes = ("--memory", "1GiB", "--context", "64", "--json")
-    done = localmoe("bench", "decode", NAME, *tokens, *sizes, **OFFLINE)
-    assert done.returncode == 0, done.stderr
-    plan = json.loads(done.stdout)["extra"]["plan"]
-    planned = json.loads(localmoe("plan", NAME, *sizes, **OFFLINE).stdout)["plan"]
-    for name in ("resident_bytes", "experts", "slots", "kv_bytes", "context_tokens"):
-        assert planned[name] == plan[name]
-    assert planned["base_bytes"] == pytest.approx(plan["base_bytes"], rel=0.1)
+    short = ("--max-tokens", "3", "--temperature", "0", "--context", "64", "--threads", "1")
+    done = localmoe("run", NAME, "Hello", *short, "--memory", "1GiB", "--device", "cpu", **OFFLINE)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout
