@@ -33,7 +33,7 @@ PROMPT = [(31 * place + 3) % 250 for place in range(40)]
 N_DECODED = 4
 SLOTS = 6  # for 8 experts of each of two layers
 TYPES = (
-    *("bailing_hybrid", "deepseek_v2", "deepseek_v3", "deepseek_v32", "deepseek_v41", "glm4_moe"),
+    *("deepseek_v2", "deepseek_v3", "deepseek_v32", "deepseek_v41", "glm4_moe"),
     *("glm4_moe_lite", "kimi_k25", "kimi_k3", "minimax_m3_vl", "mistral4", "qwen3_5_moe"),
     *("qwen3_moe", "qwen3_next"),
 )
@@ -66,8 +66,7 @@ class Zoo:
         folder = self._folder / f"{name}{halved}"
         if not folder.exists():
             folder.mkdir()
-            n_layers = 6 if name == "bailing_hybrid" else 4
-            zoo_mlx.write(folder, name, "affine", n_layers=n_layers)
+            zoo_mlx.write(folder, name, "affine", n_layers=4)
             write_tokenizer(folder)
             if halved:
                 zoo_mlx.in_two_files(folder, lambda one: ".0." in one or "layers.1." in one)

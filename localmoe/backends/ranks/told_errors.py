@@ -4,12 +4,33 @@ from __future__ import annotations
 
 from typing import Any
 
-import localmoe.errors as errors
-from localmoe.errors import EngineError, ExpertReadError, LocalMoeError
+from localmoe.errors import (
+    BudgetError,
+    ContextFullError,
+    EngineError,
+    ExpertReadError,
+    InterruptedDecodeError,
+    LocalMoeError,
+    ModelError,
+    ModelFormatError,
+    ModelNotFoundError,
+    SettingsError,
+    UnsupportedModelError,
+)
 
 
 class OtherRankError(EngineError):
     """Another rank could not do its part of a step: its own error says why."""
+
+
+_KINDS: dict[str, type[LocalMoeError]] = {
+    kind.__name__: kind
+    for kind in (
+        *(BudgetError, ContextFullError, EngineError, InterruptedDecodeError, ModelError),
+        *(ModelFormatError, ModelNotFoundError, OtherRankError, SettingsError),
+        UnsupportedModelError,
+    )
+}
 
 
 def told(error: LocalMoeError) -> dict[str, Any]:
@@ -23,14 +44,9 @@ def told(error: LocalMoeError) -> dict[str, Any]:
 def heard(said: dict[str, Any], where: str) -> LocalMoeError:
     """Return the error that was told, of the same kind; its message begins with `where`."""
     text = f"{where}: {said['text']}"
-    if said["kind"] == "OtherRankError":
-        return OtherRankError(text)
     if said["kind"] == "ExpertReadError":
         path, offset, nbytes, number = said["at"]
         found = ExpertReadError(path, offset, nbytes, OSError(number, "") if number else None)
         found.args = (text,)
         return found
-    kind = getattr(errors, said["kind"], None)
-    if isinstance(kind, type) and issubclass(kind, LocalMoeError):
-        return kind(text)
-    return EngineError(text)
+    return _KINDS.get(said["kind"], EngineError)(text)
