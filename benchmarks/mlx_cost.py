@@ -1,4 +1,4 @@
-"""Claim: a layer whose experts are all in slots costs the MLX engine under 0.4 ms of Python.
+"""Question: does a layer whose experts are all in slots cost the MLX engine under 0.4 ms of Python?
 
     python benchmarks/mlx_cost.py [--rounds 6] [--tiny]
 
