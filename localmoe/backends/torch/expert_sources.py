@@ -122,9 +122,10 @@ def find_sources(
     weights: Mapping[str, Weight],
     shapes: Mapping[str, Sequence[int]],
     dtype: torch.dtype,
-) -> dict[str, ExpertSource]:
-    """Find what each parameter of routed experts is made of.
+) -> tuple[dict[str, ExpertSource], set[str]]:
+    """Find what each parameter of routed experts is made of, and which weights the model uses.
 
+    What it does not use is there for others, such as layers that predict further tokens.
     `weights`: the checkpoint's, by name. `shapes`: those of the parameters that were taken out of
     the model, [E, ...], by name. Raises ModelFormatError, UnsupportedModelError.
     """
@@ -135,8 +136,11 @@ def find_sources(
     names = dict.fromkeys([*model.state_dict(), *shapes], True)
     found: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     converter_of: dict[str, WeightConverter | None] = {}
+    used: set[str] = set()
     for name in sorted(weights, key=dot_natural_key):
         for target, pattern in _targets(name, (renamings, converters), by_pattern, model, names):
+            if target in names:
+                used.add(name)
             if target in shapes:
                 found[target][pattern or name].append(name)
                 converter_of[target] = by_pattern.get(pattern) if pattern else None
@@ -146,7 +150,7 @@ def find_sources(
             + (f" and {len(missing) - 1} others like it" if len(missing) > 1 else "")
             + ": it is not whole, or its experts are named in a way that transformers does not know"
         )
-    return {
+    sources = {
         target: _source(
             target,
             converter_of[target],
@@ -156,6 +160,7 @@ def find_sources(
         )
         for target, parts in found.items()
     }
+    return sources, used
 
 
 def _targets(

@@ -76,9 +76,10 @@ def open_checkpoint(path: Path) -> Checkpoint:
 def find_experts(checkpoint: Checkpoint, model: PreTrainedModel, stripped: Stripped) -> TorchSource:
     """Find the experts of a model in its checkpoint, and open the files. Raises ModelError."""
     weights = checkpoint.weights
-    sources = find_sources(model, weights, stripped.shapes, checkpoint.dtype)
+    sources, needed = find_sources(model, weights, stripped.shapes, checkpoint.dtype)
     taken = {w.name for s in sources.values() for row in s.weights for w in row}
-    resident = {name: weight for name, weight in weights.items() if name not in taken}
+    needed -= taken
+    resident = {name: weight for name, weight in weights.items() if name in needed}
     used = _experts_used(model)
     layers = tuple(_layer(one, sources, used) for one in stripped.modules)
     tensors = tuple(
