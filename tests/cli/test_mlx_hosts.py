@@ -22,7 +22,7 @@ from localmoe.errors import SettingsError
 from zoo_torch.tokenizer import write_tokenizer
 
 SHORT = ("--max-tokens", "6", "--temperature", "0", "--context", "128", "--no-profile", "--raw")
-LONG = ("--max-tokens", "100000", "--context", "100k", "--no-profile", "--raw")
+LONG = ("--max-tokens", "100000", "--context", "8k", "--no-profile", "--raw")
 Start = Callable[..., subprocess.Popen[str]]
 
 
