@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import zoo_torch
 from localmoe.backends.torch import footprint
@@ -313,3 +314,18 @@ def test_a_weight_may_lie_at_any_byte(place: int) -> None:
     memory[place : place + 6] = values.view(torch.uint8)
     weight = Weight("w", (stored,), (3,), torch.bfloat16)
     assert torch.equal(weight.decoded(memory[place : place + 6], torch.float32), values.float())
+
+
+def test_weights_of_nobody_are_not_counted(folders: dict[str, Path], tmp_path: Path) -> None:
+    """DeepSeek's checkpoints hold a layer more, for predicting further tokens."""
+    shutil.copytree(folders[GROWING], tmp_path, dirs_exist_ok=True)
+    settings = Settings(slots=30, context_tokens=64, threads=1)
+    with load(tmp_path, settings) as engine:
+        expected, resident = engine.decode(TOKENS), engine.plan.resident_bytes
+    more = {"model.layers.9.mlp.gate_proj.weight": torch.ones(64, 64, dtype=torch.bfloat16)}
+    for file in tmp_path.glob("*.safetensors"):
+        save_file({**load_file(file), **more}, file, {"format": "pt"})
+        more = {}
+    with load(tmp_path, settings) as engine:
+        assert engine.plan.resident_bytes == resident
+        assert np.array_equal(engine.decode(TOKENS), expected)
