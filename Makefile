@@ -18,7 +18,7 @@ override ARGS := $(value ARGS)
 export PROMPT MODEL MEMORY
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format bench clean absent
+.PHONY: help run test test-all check format bench clean absent
 
 help:
 	@echo 'make run                 chat with the embedded demonstration model'
@@ -26,7 +26,8 @@ help:
 	@echo '         MODEL=x.gguf    run this model instead'
 	@echo '         MEMORY=3GiB     in this much memory, all together'
 	@echo 'make bench               decode speed: MODEL and MEMORY as above'
-	@echo 'make test                all tests (ARGS="-k name" picks some, WORKERS=0 runs one by one)'
+	@echo 'make test                the tests (ARGS="-k name" picks some, WORKERS=0 runs one by one)'
+	@echo 'make test-all            those that take long, too: several ranks, interpreted kernels'
 	@echo 'make check               ruff and mypy --strict'
 	@echo 'make format              let ruff format the sources'
 	@echo 'make clean               remove .venv and the caches of the tools'
@@ -48,6 +49,9 @@ bench: $(READY)
 	exec $(BIN)/localmoe bench decode "$$@"
 
 test: $(READY)
+	@GOMP_SPINCOUNT=0 $(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist worksteal $(ARGS)
+
+test-all: $(READY)
 	@GOMP_SPINCOUNT=0 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 check: $(READY)

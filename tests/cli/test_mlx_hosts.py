@@ -21,6 +21,8 @@ from localmoe.cli.hosts import launched_ranks, read_hosts
 from localmoe.errors import SettingsError
 from zoo_torch.tokenizer import write_tokenizer
 
+pytestmark = pytest.mark.slow
+
 SHORT = ("--max-tokens", "6", "--temperature", "0", "--context", "128", "--no-profile", "--raw")
 LONG = ("--max-tokens", "100000", "--context", "8k", "--no-profile", "--raw")
 Start = Callable[..., subprocess.Popen[str]]

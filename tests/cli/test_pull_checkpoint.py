@@ -315,6 +315,7 @@ def test_the_doctor_tells_whether_a_checkpoint_runs(localmoe: Localmoe, tmp_path
     assert f"localmoe run {folder} --memory" in small.stdout
 
 
+@pytest.mark.slow
 def test_it_runs_by_name(localmoe: Localmoe, server: HubServer, tmp_path: Path) -> None:
     folder = tmp_path / "written"
     zoo_torch.write(folder, "qwen3_moe", max_shard_size="100KB")

@@ -101,6 +101,7 @@ def test_one_wrong_byte_would_be_seen(checkpoint: Checkpoint) -> None:
         assert not np.array_equal(engine.decode(PROMPT), right)
 
 
+@pytest.mark.slow
 def test_soak_with_any_number_of_slots(checkpoint: Checkpoint) -> None:
     """A thousand tokens; every now and then another number of slots, and another engine's bits."""
     path, source = checkpoint("qwen3_moe", "affine"), random.Random(18)

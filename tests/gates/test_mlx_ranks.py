@@ -29,6 +29,8 @@ from localmoe.errors import (
 from localmoe.settings import Ranks, Settings
 from zoo_torch.tokenizer import write_tokenizer
 
+pytestmark = pytest.mark.slow
+
 PROMPT = [(31 * place + 3) % 250 for place in range(40)]
 N_DECODED = 4
 SLOTS = 6  # for 8 experts of each of two layers

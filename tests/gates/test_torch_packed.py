@@ -12,9 +12,12 @@ import torch
 import zoo_torch
 from interpreted import Interpreter
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None, reason="triton has no wheel for this system"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        importlib.util.find_spec("triton") is None, reason="triton has no wheel for this system"
+    ),
+]
 
 
 @pytest.fixture(scope="module")

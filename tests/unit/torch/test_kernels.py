@@ -132,6 +132,7 @@ def test_slots_beyond_what_32_bits_reach(interpreter: Interpreter) -> None:
     interpreter.run("kernel_checks.check_addresses")
 
 
+@pytest.mark.slow
 @needs_triton
 @pytest.mark.parametrize("capability", [80, 90])
 @pytest.mark.parametrize("format_name", ["bf16", "int4-g128", "nvfp4"])
