@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import raw_checkpoint as made
+from localmoe.backends.generation import read_generation_config
 from localmoe.errors import LocalMoeError, ModelError, ModelFormatError, ModelNotFoundError
 from localmoe.planning.checkpoint_plan import plan_checkpoint
 from localmoe.settings import Settings
@@ -106,3 +107,11 @@ def test_no_name_of_a_tensor_is_too_odd(tmp_path: Path) -> None:
         more = {**tensors, name: ("BF16", (made.HIDDEN, made.WIDTH))}
         with pytest.raises(ModelError, match="in a way that is not known here"):
             plan_checkpoint(made.write(tmp_path, more), SETTINGS, BUDGET)
+
+
+@pytest.mark.parametrize("text", ["[]", "{", "[" * 100_000])
+def test_what_generation_asks_for_may_be_damaged(tmp_path: Path, text: str) -> None:
+    assert read_generation_config(tmp_path) == {}
+    (tmp_path / "generation_config.json").write_text(text)
+    with pytest.raises(ModelFormatError):
+        read_generation_config(tmp_path)

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import mlx.core as mx
 
+from localmoe.backends.generation import read_generation_config, sampling_values
+from localmoe.backends.gguf_options import refuse_gguf_options
 from localmoe.backends.mlx import device
 from localmoe.backends.mlx.checkpoint import Checkpoint, open_checkpoint
 from localmoe.backends.mlx.engine import MlxEngine
 from localmoe.backends.mlx.footprint import Footprint, IdleSwitch, footprints, vocabulary
-from localmoe.backends.mlx.generation import end_tokens, sampling_values
+from localmoe.backends.mlx.generation import end_tokens
 from localmoe.backends.mlx.pipeline import Pipeline
 from localmoe.backends.mlx.pipelined import PipelinedModel, PipelinedServer
 from localmoe.backends.mlx.pressure import PressureWatch, Source, system_pressure
@@ -30,7 +32,7 @@ from localmoe.cache.policy_table import POLICIES
 from localmoe.cache.profile import Profile
 from localmoe.cache.slots import SlotClass
 from localmoe.cache.supply import FileSupply
-from localmoe.errors import EngineError, SettingsError, UnsupportedModelError
+from localmoe.errors import EngineError, UnsupportedModelError
 from localmoe.planning.budget import SlotPlan
 from localmoe.planning.machine import available_memory_bytes, held_memory_bytes
 from localmoe.planning.request import Request
@@ -56,7 +58,7 @@ def load(
     SettingsError, ModelError, BudgetError, ExpertReadError, EngineError.
     """
     began = time.perf_counter()
-    _check(settings)
+    refuse_gguf_options(settings, "MLX")
     if progress:
         progress("loading weights", 0, 1)
     with ExitStack() as undo:
@@ -70,17 +72,6 @@ def load(
         progress("loading weights", 1, 1)
     engine.load_seconds = time.perf_counter() - began
     return engine
-
-
-def _check(settings: Settings) -> None:
-    """Raise SettingsError for what only another engine can do."""
-    for name, value, default in (
-        ("--kv-type", settings.kv_type, Settings.kv_type),
-        ("--experts-used", settings.experts_used, None),
-        ("--mirror", settings.mirrors, ()),
-    ):
-        if value != default:
-            raise SettingsError(f"{name} is for GGUF files: the MLX engine has no such option")
 
 
 class _Assembly:
@@ -115,7 +106,7 @@ class _Assembly:
         served.warm_up(Profile(folder, source.catalog) if folder else None)
         ends = end_tokens(self._checkpoint.config)
         tokenizer = TorchTokenizer(self._checkpoint.folder, n_vocab, ends)
-        sampling = sampling_values(self._checkpoint.folder)
+        sampling = sampling_values(read_generation_config(self._checkpoint.folder))
         return MlxEngine(served, tokenizer, plan, sampling)
 
     def watch(self, source: Source) -> None:

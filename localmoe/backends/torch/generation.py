@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from transformers import PretrainedConfig
 
-from localmoe.backends.torch.model_config import read_json
-
-_NAME = "generation_config.json"
-_SAMPLING = ("temperature", "top_k", "top_p", "min_p")
+from localmoe.backends.generation import read_generation_config, sampling_values, token_numbers
 
 
 @dataclass(frozen=True)
@@ -24,19 +20,8 @@ class Generation:
 
 def read_generation(folder: Path, config: PretrainedConfig) -> Generation:
     """Read what the checkpoint says; it need not say anything. Raises ModelFormatError."""
-    path = folder / _NAME
-    values: dict[str, Any] = read_json(path) if path.exists() else {}
-    ends = _tokens(values.get("eos_token_id"))
+    said = read_generation_config(folder)
+    ends = token_numbers(said.get("eos_token_id"))
     for part in (config, config.get_text_config()):
-        ends = ends or _tokens(getattr(part, "eos_token_id", None))
-    sampling = {
-        name: float(value)
-        for name in _SAMPLING
-        if isinstance(value := values.get(name), int | float) and not isinstance(value, bool)
-    }
-    return Generation(ends, sampling)
-
-
-def _tokens(value: object) -> frozenset[int]:
-    values = value if isinstance(value, list) else [value]
-    return frozenset(v for v in values if isinstance(v, int) and not isinstance(v, bool) and v >= 0)
+        ends = ends or token_numbers(getattr(part, "eos_token_id", None))
+    return Generation(ends, sampling_values(said))

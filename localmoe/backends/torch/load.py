@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
+from localmoe.backends.gguf_options import refuse_gguf_options
 from localmoe.backends.torch.attached import attach
 from localmoe.backends.torch.device import TorchDevice
 from localmoe.backends.torch.engine import TorchEngine
@@ -38,7 +39,7 @@ def load(
     say. Raises SettingsError, ModelError, BudgetError, ExpertReadError, EngineError.
     """
     began = time.perf_counter()
-    _check(settings)
+    refuse_gguf_options(settings, "torch")
     device = device or _device(settings)
     with ExitStack() as undo:
         assembly = _Assembly(open_checkpoint(Path(path)), settings, device, undo)
@@ -52,17 +53,6 @@ def load(
         undo.pop_all()
     engine.load_seconds = time.perf_counter() - began
     return engine
-
-
-def _check(settings: Settings) -> None:
-    """Raise SettingsError for what only another engine can do."""
-    for name, value, default in (
-        ("--kv-type", settings.kv_type, Settings.kv_type),
-        ("--experts-used", settings.experts_used, None),
-        ("--mirror", settings.mirrors, ()),
-    ):
-        if value != default:
-            raise SettingsError(f"{name} is for GGUF files: the torch engine has no such option")
 
 
 def _device(settings: Settings) -> TorchDevice | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +9,10 @@ from typing import Any
 
 from transformers import AutoConfig, DeepseekV3Config, PretrainedConfig
 
-from localmoe.errors import ModelFormatError, ModelNotFoundError, UnsupportedModelError
+from localmoe.errors import UnsupportedModelError
+from localmoe.weights.checkpoint_config import read_object
 
 _NAME = "config.json"
-_MOST_NBYTES = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ def read_config(folder: Path) -> ModelConfig:
 
     Raises ModelNotFoundError, ModelFormatError, UnsupportedModelError.
     """
-    values = read_json(folder / _NAME)
+    values = read_object(str(folder / _NAME))
     try:
         config = _config_of(folder, values)
     except Exception as error:  # whatever the values make transformers stumble over
@@ -41,27 +40,6 @@ def read_config(folder: Path) -> ModelConfig:
         ) from error
     quantization = _taken_out(config)
     return ModelConfig(config, quantization)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a file that holds one JSON object. Raises ModelNotFoundError, ModelFormatError."""
-    try:
-        with path.open("rb") as file:
-            text = file.read(_MOST_NBYTES + 1)
-    except OSError as error:
-        raise ModelNotFoundError(
-            f"cannot read {path}: {error.strerror}. A checkpoint is a folder with {path.name} and "
-            "*.safetensors: pull it again, or name its folder"
-        ) from error
-    if len(text) > _MOST_NBYTES:
-        raise ModelFormatError(f"{path} is longer than {_MOST_NBYTES} bytes: it is no {path.name}")
-    try:
-        values = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ModelFormatError(f"{path} is not JSON: {_first_line(error)}") from error
-    if not isinstance(values, dict):
-        raise ModelFormatError(f"{path} holds no JSON object but a {type(values).__name__}")
-    return values
 
 
 def _config_of(folder: Path, values: dict[str, Any]) -> PretrainedConfig:
