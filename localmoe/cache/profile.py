@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from localmoe.cache.policies import UseRates, Uses
+from localmoe.cache.slots import SlotLayout
 from localmoe.replacing import replaced_file
 from localmoe.weights.catalog import Catalog, MoeLayer
 
@@ -21,6 +22,17 @@ _MAX_COUNT = 1e15
 _REMEMBERED_TOKENS = 8192.0
 """What earlier runs count for at most, against those to come."""
 _log = logging.getLogger(__name__)
+
+
+def first_rates(slots: SlotLayout, profile: Profile | None) -> UseRates | None:
+    """Return what to read before anybody asks, by how often it was used; None: nothing.
+
+    All experts alike where all of them fit, else those of earlier runs.
+    """
+    pairs = zip(slots.limits, slots.classes, strict=True)
+    if all(limit >= each.n_experts for limit, each in pairs):
+        return {m.layer: np.ones(m.n_experts) for each in slots.classes for m in each.layers}
+    return profile.read() if profile else None
 
 
 def profile_name(catalog: Catalog) -> str:

@@ -17,7 +17,7 @@ from localmoe.backends.mlx.slot_arrays import SlotArrays
 from localmoe.backends.mlx.source import MlxSource
 from localmoe.cache.expert_cache import ExpertCache
 from localmoe.cache.planes import PlanePool
-from localmoe.cache.profile import Profile
+from localmoe.cache.profile import Profile, first_rates
 from localmoe.closing import Closing
 from localmoe.weights.catalog import Catalog
 
@@ -57,11 +57,9 @@ class ServedModel(Closing):
         What this run uses is added to the profile when it ends.
         """
         self._profile = profile
-        counts = zip(self.pool.limits, self.pool.classes, strict=True)
-        if all(limit >= each.n_experts for limit, each in counts):
-            self.cache.warm_up({m.layer: np.ones(m.n_experts) for m in self.catalog.layers})
-        elif profile:
-            self.cache.warm_up(profile.read())
+        rates = first_rates(self.pool, profile)
+        if rates is not None:
+            self.cache.warm_up(rates)
 
     def step(self, tokens: Sequence[int], kv: PromptCache, wanted: int) -> FloatArray:
         """Append tokens to a context; return the last `wanted` logits, float32 [wanted, V].

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
@@ -14,7 +13,7 @@ from localmoe.backends.torch.levels import Levels
 from localmoe.backends.torch.server import ExpertServer
 from localmoe.backends.torch.source import TorchSource
 from localmoe.cache.expert_cache import ExpertCache
-from localmoe.cache.profile import Profile
+from localmoe.cache.profile import Profile, first_rates
 from localmoe.closing import Closing
 from localmoe.settings import Progress
 from localmoe.weights.catalog import Catalog
@@ -49,14 +48,10 @@ class ServedModel(Closing):
         What this run uses is added to the profile when it ends. Raises ExpertReadError.
         """
         self._profile = profile
-        slots = self.levels.slots
-        counts = zip(slots.limits, slots.classes, strict=True)
-        if all(limit >= each.n_experts for limit, each in counts):
-            rates = {m.layer: np.ones(m.n_experts) for m in self.catalog.layers}
+        rates = first_rates(self.levels.slots, profile)
+        if rates is not None:
             self.levels.warm_up(rates, progress)
             self.server.tables = self.levels.tables()
-        elif profile:
-            self.levels.warm_up(profile.read(), progress)
 
     def step(self, tokens: Sequence[int], cache: DynamicCache, wanted: int) -> Tensor:
         """Append tokens to a context; return the last `wanted` logits, float32 [wanted, V].
