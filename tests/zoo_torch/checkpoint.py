@@ -53,6 +53,10 @@ def stock(path: Path, dtype: torch.dtype, implementation: Implementation) -> Pre
     model = _class_of(config.architectures[0], config).from_pretrained(
         path, config=config, dtype=dtype, **options
     )
+    # Weights may be views of the mapped file, at any multiple of 8 bytes: what a product of float32
+    # is, to the last bit, depends on that.
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
     return model.eval()
 
 
