@@ -21,6 +21,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
+import expert_records
 from mac_probe import machine, watched
 from manifest import HERE, SCRATCH, Answer, entry_state
 from mlx_checkpoint import SMALL, TRUE, sized, write_checkpoint
@@ -84,13 +85,19 @@ class Mac:
             say(f"  missing: {error}")
 
     def reads(self) -> Answer:
-        """Read the drive past the page cache, in several sizes, so many at once."""
+        """Read the drive past the page cache: pieces of one size, and experts of nine or of one."""
         sizes, depths = ((64 << 10,), (1, 4)) if self.tiny else ((1 << 20, 4 << 20), (1, 4, 16))
-        with scratch_file(self._disk, (8 << 20) if self.tiny else (2 << 30)) as path:
+        with scratch_file(self._disk, (32 << 20) if self.tiny else (2 << 30)) as path:
             seconds = 0.03 if self.tiny else 0.6
             found = measure_reads(path, seconds, sizes=sizes, depths=depths)
+            records, _ = expert_records.compare(path, rounds=1 if self.tiny else 15)
         points = [asdict(point) for point in found.points]
-        return {"is_direct": found.is_direct, "points": points, "doubtful": found.doubtful}
+        return {
+            "is_direct": found.is_direct,
+            "points": points,
+            "doubtful": found.doubtful,
+            "expert_records": records,
+        }
 
     def gates(self) -> Answer:
         """Compare bits with mlx-lm's for a few types of models; what fails is named."""

@@ -2,8 +2,9 @@
 
     python benchmarks/mlx_cost.py [--rounds 6] [--tiny]
 
-60 layers so small that hardly anything is computed, all experts in slots, against plain mlx-lm in
-the same process, token by token in turn. What counts is the processor time of the thread that runs
+60 layers so small that hardly anything is computed, against plain mlx-lm in the same process, token
+by token in turn: with a slot less than there are experts, so that each layer has to ask which are
+there, and with all of them in slots. What counts is the processor time of the thread that runs
 Python, which includes what `mx.eval` does there. Then a checkpoint of 155 MB: what plain mlx-lm and
 localmoe take and read when they load it and decode, each in a process of its own.
 """
@@ -91,7 +92,7 @@ def costs(request: Answer) -> Answer:
 def wait_until_all_are_read(engine: Any) -> None:
     """Wait for the reads that are done while nobody asks for anything."""
     end = time.monotonic() + _IDLE_SECONDS
-    while engine.cache.currsize < engine.plan.experts and time.monotonic() < end:
+    while engine.cache.currsize < engine.plan.slots and time.monotonic() < end:
         time.sleep(0.1)
 
 
@@ -156,11 +157,13 @@ def figures(found: Answer) -> Answer:
     return answer
 
 
-def show(cost: Answer, rows: list[Answer]) -> None:
+def show(costs: dict[str, Answer], rows: list[Answer]) -> None:
     """Print what was found."""
-    for clock, each in cost.items():
+    for name, clock, each in (
+        (name, clock, each) for name, cost in costs.items() for clock, each in cost.items()
+    ):
         print(
-            f"{clock}: {each['per_layer_median_of_rounds'] * 1e3:+.3f} ms per hit layer, "
+            f"{name}, {clock}: {each['per_layer_median_of_rounds'] * 1e3:+.3f} ms per hit layer, "
             f"{each['per_layer_quickest_tenth'] * 1e3:+.3f} in the quickest tenth, "
             f"{each['ratio_median_of_rounds']:.2f} times mlx-lm's"
         )
@@ -193,8 +196,11 @@ def main() -> None:
     try:
         nbytes = [write_checkpoint(*each) for each in zip(folders, (sizes, large), strict=True)]
         all_slots = sizes["num_hidden_layers"] * sizes["num_experts"]
-        request = {"folder": str(folders[0]), "tokens": tokens, "slots": all_slots}
-        found = child("costs", {**request, "rounds": given.rounds})
+        request = {"folder": str(folders[0]), "tokens": tokens, "rounds": given.rounds}
+        found = {
+            "one slot less": child("costs", {**request, "slots": all_slots - 1}),
+            "all in slots": child("costs", {**request, "slots": all_slots}),
+        }
         experts = large["num_hidden_layers"] * large["num_experts"]
         rows = []
         for side, slots in (("mlx-lm", None), ("localmoe", experts // 8), ("localmoe", experts)):
@@ -203,7 +209,7 @@ def main() -> None:
     finally:
         for folder in folders:
             shutil.rmtree(folder, ignore_errors=True)
-    cost = figures(found)
+    cost = {name: figures(each) for name, each in found.items()}
     show(cost, rows)
     result = {
         "tiny": given.tiny,

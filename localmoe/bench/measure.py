@@ -10,10 +10,11 @@ from pathlib import Path
 
 import psutil
 
-from localmoe.bench.kernel_rates import KernelRequest, Kernels, Run, measure_kernels
+from localmoe.bench.kernel_rates import KernelRequest, Kernels, measure_kernels
 from localmoe.bench.machine import describe_versions
 from localmoe.bench.memory_rate import measure_memory
 from localmoe.bench.read_rates import DEPTHS, SIZES_NBYTES, measure_reads, scratch_file
+from localmoe.bench.small_models import Run
 from localmoe.bench.spread import is_doubtful
 from localmoe.errors import SettingsError
 from localmoe.planning.figures import Figures
@@ -68,7 +69,9 @@ def measure_machine(request: MeasureRequest, run: Run, progress: Progress | None
         is_direct=reads.is_direct,
         memory_bytes_per_second=statistics.median(together),
         core_memory_bytes_per_second=statistics.median(alone),
-        layer_seconds=kernels.layer_seconds,
+        layer_seconds=kernels.costs.layer_seconds,
+        row_seconds=kernels.costs.row_seconds,
+        attention_bytes_per_second=kernels.costs.attention_bytes_per_second,
         reads=reads.points,
         kernels=kernels.kernels,
         failed=kernels.failed,

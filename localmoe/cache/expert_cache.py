@@ -14,14 +14,11 @@ from localmoe.cache.reader import Load
 from localmoe.cache.slots import SlotLayout
 from localmoe.cache.stats import CacheStats
 from localmoe.cache.supply import FileSupply, Supply
-from localmoe.cache.sweep import Sweep
+from localmoe.cache.sweep import Sweep, slots_to_lend
 from localmoe.cache.warm_start import WarmStart, hottest
 from localmoe.errors import BudgetError
 from localmoe.native.library import Library
 from localmoe.weights.catalog import ExpertKey, MoeLayer
-
-_LEAST_LENT = 8
-"""Slots for two groups of a sweep that keep the reader's threads busy."""
 
 
 class ExpertCache:
@@ -42,8 +39,7 @@ class ExpertCache:
         """With a `library` single tokens' experts are served by compiled code: see `compiled`."""
         layers = tuple(layers)
         self._layers = {layer.layer: layer for layer in layers}
-        self._pool = pool
-        self._supply = supply
+        self._pool, self._supply = pool, supply
         self._warm = WarmStart(supply.placement.jobs, supply.read)
         o = self.occupancy = Occupancy(layers, pool, policy)
         self._keys, self._slot_of, self._free = o.keys, o.slot_of, o.free
@@ -54,8 +50,8 @@ class ExpertCache:
         self._settle = [policy.settle for policy in self._policies]
         evicts = [policy.keeps_order for policy in self._policies]
         files = supply if isinstance(supply, FileSupply) else None
-        args = (layers, files, self.settle, evicts)
-        self.compiled = o.compiled = CompiledExperts.make(library, *args)
+        make = CompiledExperts.make
+        self.compiled = o.compiled = make(library, layers, files, self.settle, evicts)
         """The tables that compiled code serves single tokens from, where it does."""
 
     @property
@@ -73,6 +69,11 @@ class ExpertCache:
         """How many experts are in a slot or on their way."""
         self.occupancy.note()
         return len(self._slot_of)
+
+    def has_all(self) -> bool:
+        """Whether all experts are in slots, whole: until `resize` nothing is read or evicted."""
+        coming = self._loading.values()
+        return self.occupancy.is_full and not any(load.n_remaining or load.error for load in coming)
 
     def __contains__(self, key: ExpertKey) -> bool:
         self.occupancy.note()
@@ -195,7 +196,7 @@ class ExpertCache:
         wanted = list(dict.fromkeys(demand))
         held = [e for e in wanted if self._usable(self._keys[layer][e])]
         count = self._pool.limits[class_index]
-        lent = max(count - len(held), min(_LEAST_LENT, count // 2), 1)
+        lent = slots_to_lend(count, len(held))
         lease = self._hold(layer, held[: count - lent], demand)
         missing = [e for e in wanted if e not in lease.slots]
         self._counters.sweep([self._keys[layer][e] for e in missing])
@@ -274,8 +275,7 @@ class ExpertCache:
         """Take the slots back; experts that came to lie in them whole stay."""
         class_index, whole = self._pool.class_index(sweep.layer), sweep.contents
         for expert, slot in whole.items():
-            key = self._keys[sweep.layer][expert]
-            self.occupancy.put(key, slot, whole=True)
+            self.occupancy.put(self._keys[sweep.layer][expert], slot, whole=True)
         self._free[class_index].extend(set(sweep.slots) - set(whole.values()))
         self._lent[class_index] = 0
 

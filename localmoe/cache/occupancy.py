@@ -25,12 +25,18 @@ class Occupancy:
             number: tuple(ExpertKey(number, expert) for expert in range(layer.n_experts))
             for number, layer in self._layers.items()
         }
+        self._n_experts = sum(map(len, self.keys.values()))
         self.slot_of: dict[ExpertKey, int] = {}
         """Experts that are in a slot, or on their way to it."""
         self.free = [list(range(count))[::-1] for count in pool.limits]
         self.policies = [policy(c.layers) for c in pool.classes]
         self.counters = Counters()
         self.compiled: CompiledExperts | None = None
+
+    @property
+    def is_full(self) -> bool:
+        """Whether every expert is in a slot, or on its way to it."""
+        return len(self.slot_of) == self._n_experts
 
     def put(self, key: ExpertKey, slot: int, *, whole: bool) -> None:
         """Put an expert into a slot that is not free any more; `whole`: its bytes are there."""

@@ -9,6 +9,13 @@ from localmoe.cache.reader import Load
 from localmoe.weights.catalog import MoeLayer
 
 _Step = tuple[int, int]  # part, group
+_LEAST_LENT = 8
+"""Slots for two groups that keep the reader's threads busy."""
+
+
+def slots_to_lend(count: int, held: int) -> int:
+    """Return how many of `count` slots a sweep borrows where so many hold what it needs, too."""
+    return max(count - held, min(_LEAST_LENT, count // 2), 1)
 
 
 class Sweep:

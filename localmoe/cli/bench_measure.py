@@ -167,4 +167,9 @@ def _words(figures: Figures) -> str:
         said.append(f"Memory: {memory / 1e9:.1f} GB/s, one core alone {core / 1e9:.1f}.")
     if figures.layer_seconds:
         said.append(f"A layer of a token takes {1e6 * figures.layer_seconds:.0f} us beside it.")
+    if figures.row_seconds:
+        said.append(f"A row of a matrix takes {1e9 * figures.row_seconds:.1f} ns beside it.")
+    if figures.attention_bytes_per_second:
+        rate = figures.attention_bytes_per_second
+        said.append(f"Each head's keys and values: {rate / 1e9:.1f} GB/s.")
     return " ".join(said)

@@ -54,7 +54,11 @@ class Figures:
     core_memory_bytes_per_second: float | None = None
     """One core alone."""
     layer_seconds: float | None = None
-    """What a layer of a token takes beside its weights."""
+    """What a layer of a token takes beside what the others say."""
+    row_seconds: float | None = None
+    """What a row of a matrix takes beside its bytes, all cores together."""
+    attention_bytes_per_second: float | None = None
+    """Keys and values that a token goes through, each query head for itself."""
     reads: tuple[ReadPoint, ...] = ()
     kernels: Mapping[str, Kernel] = field(default_factory=dict)
     """By ggml type."""
@@ -154,10 +158,10 @@ def _checked(values: Any) -> Figures:
     if unknown := set(kernels) - _TYPES:
         raise ValueError(f"unknown types {', '.join(sorted(unknown))}")
     rates = {
-        name: None if values[name] is None else _rate(values[name])
+        name: None if values.get(name) is None else _rate(values[name])
         for name in (
             *("memory_bytes_per_second", "core_memory_bytes_per_second"),
-            "layer_seconds",
+            *("layer_seconds", "row_seconds", "attention_bytes_per_second"),
         )
     }
     return Figures(

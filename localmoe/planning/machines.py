@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,9 @@ from localmoe.planning.sizes import parse_size
 GIB = 1 << 30
 OPERATIONS_PER_CORE = 60e9
 """With many tokens at once, where nothing was measured."""
+_ATTENTION_PER_CORE = 12e9
+"""Keys and values that a core goes through in a second, each query head for itself, where nothing
+was measured: with eight query heads for each key 5 to 26 GB were found, the more the longer."""
 _SYSTEM_SHARE, _SYSTEM_BYTES = 0.06, 2 * GIB
 """What a desktop and its programs keep of the memory: the larger of both."""
 Shares = tuple[float, float, float]
@@ -62,7 +65,12 @@ class Machine:
 
     def views(self) -> Views:
         """Return it computing on the CPU."""
-        return self._views(_CPU, self.memory_bytes_per_second, self.operations_per_second, 30e-6)
+        views = self._views(_CPU, self.memory_bytes_per_second, self.operations_per_second, 30e-6)
+        slow, expected, fast = (
+            replace(rates, kv_bytes_per_second=self.cores * _ATTENTION_PER_CORE * share)
+            for rates, share in zip(views, _OPERATIONS, strict=True)
+        )
+        return slow, expected, fast
 
     def graphics_views(self) -> Views | None:
         """Return it with weights in a GPU's reach computed there; None without a GPU."""

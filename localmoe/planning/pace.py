@@ -2,7 +2,9 @@
 
 Decode, with R the bytes that are read, B what a token multiplies with in layer order:
 
-    computing = weights / their rate + KV cache / its rate + layers x what a layer costs beside
+    computing = weights / their rate + rows of matrices x what a row costs beside
+                + KV cache x query heads per key head / its rate
+                + layers x what a layer costs beside
     reading   = routed bytes x (1 - hit rate) / drive
     fast      = max(reading, computing)      everything overlaps
     expected  = layer by layer: before the router, then max(reading, experts that were found),
@@ -56,10 +58,10 @@ def decode_seconds(
 
     `kv_nbytes` is how much of the KV cache it looks at.
     """
-    overhead = work.layers * rates.layer_seconds
-    before = rates.decode_seconds(work.resident) + rates.kv_seconds(kv_nbytes)
-    before += overhead
-    experts = rates.decode_seconds(work.routed)
+    before = work.layers * rates.layer_seconds
+    before += rates.decode_seconds(work.resident, work.resident_rows)
+    before += rates.kv_seconds(kv_nbytes, work.queries_per_key)
+    experts = rates.decode_seconds(work.routed, work.routed_rows)
     computing = before + experts
     if not work.moe_layers or hit_rate >= 1:
         return TokenSeconds(0.0, computing, computing)

@@ -19,13 +19,15 @@ class Rates:
     operations_per_second: float
     """Many tokens at once, with weights of a type that is not in `prefill`."""
     kv_bytes_per_second: float | None = None
-    """The KV cache; None: like weights of an unknown type."""
+    """Keys and values, as each query head goes through them; None: once, like weights."""
     reads: ReadRates | None = None
     """The same by size and depth; None: not measured."""
     read_latency_seconds: float = 100e-6
     """Where they were not measured."""
     layer_seconds: float = 0.0
     """What a layer of a token takes beside its weights."""
+    row_seconds: float = 0.0
+    """What a row of a matrix takes beside its bytes."""
     decode: Mapping[str, float] = field(default_factory=dict)
     """Bytes of weights per second that one token is multiplied with, by ggml type."""
     prefill: Mapping[str, float] = field(default_factory=dict)
@@ -45,14 +47,17 @@ class Rates:
             reads=self.reads and self.reads.times(factor),
         )
 
-    def kv_seconds(self, nbytes: float) -> float:
+    def kv_seconds(self, nbytes: float, queries_per_key: float) -> float:
         """Return how long looking at so much of the KV cache takes."""
-        return nbytes / (self.kv_bytes_per_second or self.memory_bytes_per_second)
+        if self.kv_bytes_per_second is None:
+            return nbytes / self.memory_bytes_per_second
+        return nbytes * queries_per_key / self.kv_bytes_per_second
 
-    def decode_seconds(self, nbytes: Mapping[str, int]) -> float:
+    def decode_seconds(self, nbytes: Mapping[str, int], rows: int) -> float:
         """Return how long one token's products with so many bytes of each type take."""
         rate = self.memory_bytes_per_second
-        return sum(count / self.decode.get(kind, rate) for kind, count in nbytes.items())
+        products = sum(count / self.decode.get(kind, rate) for kind, count in nbytes.items())
+        return products + rows * self.row_seconds
 
 
 Views = tuple[Rates, Rates, Rates]

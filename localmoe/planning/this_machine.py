@@ -76,10 +76,10 @@ def _rates(figures: Figures, guessed: Rates) -> Rates:
         read_bytes_per_second=reads.rate(PART_NBYTES) if reads else guessed.read_bytes_per_second,
         reads=reads,
         memory_bytes_per_second=min([memory, *decode.values()]),
-        # It is of 16 bits, and gone through like weights that are.
-        kv_bytes_per_second=decode.get("F16") or decode.get("BF16") or memory,
+        kv_bytes_per_second=figures.attention_bytes_per_second or guessed.kv_bytes_per_second,
         operations_per_second=min(prefill.values(), default=guessed.operations_per_second),
         layer_seconds=figures.layer_seconds or 0.0,
+        row_seconds=figures.row_seconds or 0.0,
         decode=decode,
         prefill=prefill,
     )
@@ -92,6 +92,7 @@ def _scaled(rates: Rates, factor: float) -> Rates:
         kv_bytes_per_second=rates.kv_bytes_per_second and rates.kv_bytes_per_second * factor,
         operations_per_second=rates.operations_per_second * factor,
         layer_seconds=rates.layer_seconds / factor,
+        row_seconds=rates.row_seconds / factor,
         decode={name: rate * factor for name, rate in rates.decode.items()},
         prefill={name: rate * factor for name, rate in rates.prefill.items()},
     )

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from localmoe.weights.catalog import Catalog
 from localmoe.weights.ggml_types import GGML_TYPES
 from localmoe.weights.gguf_header import GgufHeader
+from localmoe.weights.gguf_tensors import TensorInfo
 
 _EMBEDDING, _OUTPUT = "token_embd.weight", "output.weight"
 _NUMBERS_PER_BYTE = {t.name: t.block_elements / t.block_nbytes for t in GGML_TYPES.values()}
@@ -27,6 +28,12 @@ class TokenWork:
     """Of a layer, the most of all layers."""
     numbers_per_byte: Mapping[str, float] = field(default_factory=lambda: _NUMBERS_PER_BYTE)
     """By type."""
+    resident_rows: int = 0
+    """Rows of the resident matrices: each is one sum of products. 0: not known."""
+    routed_rows: int = 0
+    """The same of the experts of one token."""
+    queries_per_key: float = 1.0
+    """How many query heads go through the same keys and values, layers taken together."""
 
     @property
     def resident_nbytes(self) -> int:
@@ -51,24 +58,49 @@ class TokenWork:
 
 def token_work(headers: Sequence[GgufHeader], catalog: Catalog) -> TokenWork:
     """Add up the matrices that a token passes, as the catalog divides them."""
-    kinds = {t.name: t.type_name for header in headers for t in header.tensors}
+    tensors = {t.name: t for header in headers for t in header.tensors}
     resident: dict[str, int] = {}
-    for tensor in catalog.resident:
-        if tensor.name != _EMBEDDING or _OUTPUT not in kinds:
-            kind = kinds[tensor.name]
-            resident[kind] = resident.get(kind, 0) + tensor.extent.nbytes
     routed: dict[str, int] = {}
+    resident_rows = routed_rows = 0
+    for one in catalog.resident:
+        if one.name != _EMBEDDING or _OUTPUT not in tensors:
+            tensor = tensors[one.name]
+            kind = tensor.type_name
+            resident[kind] = resident.get(kind, 0) + one.extent.nbytes
+            resident_rows += _rows(tensor)
     for layer in catalog.layers:
         for part in layer.parts:
-            kind = kinds[part.tensor]
+            tensor = tensors[part.tensor]
+            kind = tensor.type_name
             routed[kind] = routed.get(kind, 0) + part.expert_nbytes * layer.n_experts_used
+            routed_rows += _rows(tensor) // layer.n_experts * layer.n_experts_used
     return TokenWork(
         resident=resident,
         routed=routed,
         layers=_block_count(catalog),
         moe_layers=len(catalog.layers),
         experts_used=max((layer.n_experts_used for layer in catalog.layers), default=0),
+        resident_rows=resident_rows,
+        routed_rows=routed_rows,
+        queries_per_key=_queries_per_key(catalog),
     )
+
+
+def _rows(tensor: TensorInfo) -> int:
+    """Return the rows of a matrix, or of all of a stack; 0 of what is no matrix."""
+    _, rows, matrices, more = tensor.shape
+    return rows * matrices * more if rows > 1 else 0
+
+
+def _queries_per_key(catalog: Catalog) -> float:
+    """Return query heads by key heads; layers without either do not count."""
+    counts = []
+    for key in ("head_count", "head_count_kv"):
+        value = catalog.metadata.get(f"{catalog.architecture}.attention.{key}", 0)
+        elements = value if isinstance(value, tuple) else (value,) * _block_count(catalog)
+        counts.append([int(n) if isinstance(n, int) else 0 for n in elements])
+    pairs = [(q, k) for q, k in zip(*counts, strict=False) if q > 0 and k > 0]
+    return sum(q for q, _ in pairs) / sum(k for _, k in pairs) if pairs else 1.0
 
 
 def _block_count(catalog: Catalog) -> int:

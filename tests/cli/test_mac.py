@@ -41,6 +41,7 @@ def test_one_json_with_all_that_can_be_measured_here(tmp_path: Path) -> None:
     assert all(row["same_logits_as_first"] for row in (plain, whole, half))
     assert all(sum(row["pressure_levels"].values()) > 0 for row in (plain, whole, half))
     assert found["reads"]["points"][0]["bytes_per_second"] > 0
+    assert all(row["nine_over_one"] > 0 for row in found["reads"]["expert_records"])
     assert list(tmp_path.iterdir()) == []
 
 

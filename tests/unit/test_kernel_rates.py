@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 
-from localmoe.bench import kernel_rates
+from localmoe.backends.llama.planned import plan_model
+from localmoe.bench import small_models
 from localmoe.bench.kernel_rates import KernelRequest, measure_kernels
 from localmoe.bench.process import run_child
 from localmoe.bench.request import DecodeRequest
 from localmoe.bench.spread import is_doubtful
+from localmoe.bench.token_costs import TokenCosts
 
 _DIES = "import os, signal; os.kill(os.getpid(), signal.SIGILL)"
 FEW = KernelRequest(experts=8, tokens=4, prompt_tokens=8, types=("Q4_K", "Q8_0"))
@@ -32,7 +34,7 @@ def living(request: DecodeRequest) -> dict[str, Any] | None:
 def test_a_death_is_told_with_its_signal_and_nothing_is_left(tmp_path: Path) -> None:
     found = measure_kernels(tmp_path, FEW, dying)
     assert found.kernels == {}
-    assert found.layer_seconds is None
+    assert found.costs == TokenCosts()
     assert set(found.failed) == {"layers", "Q4_K", "Q8_0"}
     assert all("died of signal 4" in reason for reason in found.failed.values())
     assert list(tmp_path.iterdir()) == []
@@ -45,7 +47,53 @@ def test_a_death_of_one_lets_the_others_go_on(tmp_path: Path) -> None:
     found = measure_kernels(tmp_path, FEW, mixed)
     assert set(found.kernels) == {"Q8_0"}
     assert set(found.failed) == {"Q4_K"}
-    assert found.layer_seconds == pytest.approx(2.0 / 48)
+    assert found.costs.attention_bytes_per_second is None  # a longer context took no longer
+
+
+class Truth:
+    """A machine of which it is known what a token takes."""
+
+    def __init__(self, layer: float, row: float, attention: float, rate: float = 30e9) -> None:
+        self.layer, self.row, self.attention, self.rate = layer, row, attention, rate
+
+    def __call__(self, request: DecodeRequest) -> dict[str, Any]:
+        plan = plan_model(Path(request.model), request.settings, 1 << 40)
+        work, heads = plan.work, {48: 256, 12: 512, 8: 2048, 2: 512}
+        positions = request.prompt_tokens + request.tokens / 2
+        seconds = work.layers * self.layer
+        seconds += (work.resident_rows + work.routed_rows) * self.row
+        seconds += 4 * positions * work.layers * heads[work.layers] / self.attention
+        seconds += (work.resident_nbytes + work.routed_nbytes) / self.rate
+        return {"extra": {"token_seconds": [seconds] * 3, "prefill_tokens_per_second": 4.0}}
+
+
+@pytest.mark.parametrize(
+    ("layer", "row", "attention"), [(1e-6, 30e-9, 2e9), (30e-6, 8e-9, 50e9), (1e-3, 1e-9, 50e9)]
+)
+def test_costs_are_told_apart(tmp_path: Path, layer: float, row: float, attention: float) -> None:
+    many = KernelRequest(experts=16, tokens=4, prompt_tokens=8, types=("Q8_0",))
+    found = measure_kernels(tmp_path, many, Truth(layer, row, attention))
+    assert found.costs.layer_seconds == pytest.approx(layer, rel=1e-3)
+    assert found.costs.row_seconds == pytest.approx(row, rel=1e-3)
+    assert found.costs.attention_bytes_per_second == pytest.approx(attention, rel=1e-3)
+    if not found.doubtful:
+        rate = found.kernels["Q8_0"].decode_bytes_per_second
+        assert rate == pytest.approx(30e9, rel=1e-2)
+
+
+def test_without_their_type_all_that_is_beside_counts_as_layers(tmp_path: Path) -> None:
+    found = measure_kernels(tmp_path, replace(FEW, types=("Q4_K",)), Truth(1e-3, 1e-9, 50e9))
+    assert found.costs.layer_seconds == pytest.approx(1e-3, rel=0.3)
+    assert found.costs.row_seconds is None
+
+
+def test_no_cost_is_below_zero(tmp_path: Path) -> None:
+    """Noise may have rows seem to make a token quicker."""
+    many = replace(FEW, experts=16, types=("Q8_0",))
+    found = measure_kernels(tmp_path, many, Truth(1e-3, -2e-9, 50e9))
+    assert found.costs.row_seconds is None
+    assert found.costs.layer_seconds is not None
+    assert found.costs.layer_seconds > 0
 
 
 def test_killed_for_its_memory(tmp_path: Path) -> None:
@@ -57,13 +105,13 @@ def test_a_full_drive_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(kernel_rates, "write_uniform", full)
+    monkeypatch.setattr(small_models, "write_uniform", full)
     found = measure_kernels(tmp_path, FEW, living)
     assert found.failed == dict.fromkeys(("layers", "Q4_K", "Q8_0"), "No space left on device")
 
 
 def test_what_differs_or_drowns_is_doubtful(tmp_path: Path) -> None:
-    """The thin model takes its 48 layers; at 0.1 s each, two of them are most of 0.2 s."""
+    """Without Q8_0 the thin model takes its 48 layers; of 0.1 s each, two are most of 0.2 s."""
     seconds = {"Q8_0": [4.8] * 3, "Q4_K": [0.2] * 3, "Q6_K": [0.5, 1.0, 5.0], "Q5_K": [1.0] * 3}
 
     def run(request: DecodeRequest) -> dict[str, Any]:

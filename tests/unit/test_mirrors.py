@@ -128,7 +128,7 @@ def test_the_last_copy_is_not_dropped(folders: list[Path], memory: HostMemory) -
     ("change", "message"),
     [
         (lambda content: content + b"x", "bytes, not"),
-        (lambda content: b"y" + content[1:], "differ in the 100 bytes from 0"),
+        (lambda content: bytes([content[0] ^ 1]) + content[1:], "differ in the 100 bytes from 0"),
         (lambda content: content[:-1] + bytes([content[-1] ^ 1]), "they differ"),
         (lambda content: bytes(len(content)), "they differ"),
     ],

@@ -81,6 +81,16 @@ def test_a_type_that_was_measured_has_its_own_rate() -> None:
     assert slower == pytest.approx(decode_seconds(WORK, 1.0, 0.0, RATES).computing + 0.1 - 0.01)
 
 
+def test_rows_and_query_heads_take_their_time_where_that_was_measured() -> None:
+    work = replace(WORK, resident_rows=2_000_000, routed_rows=1_000_000, queries_per_key=8.0)
+    plain = decode_seconds(work, 1.0, GB, RATES).expected
+    assert plain == decode_seconds(WORK, 1.0, GB, RATES).expected
+    rows = replace(RATES, row_seconds=5e-9)
+    assert decode_seconds(work, 1.0, GB, rows).expected - plain == pytest.approx(0.015)
+    heads = replace(RATES, kv_bytes_per_second=20.0 * GB)
+    assert decode_seconds(work, 1.0, GB, heads).expected - plain == pytest.approx(8 / 20 - 1 / 100)
+
+
 @given(
     hit_rate=st.floats(0, 1),
     drive=st.floats(1e8, 1e11),

@@ -30,9 +30,10 @@ class PipelinedServer(ExpertServer):
 
     failure: LocalMoeError | MemoryError | None = None
 
-    def begin(self) -> None:
+    def begin(self, n_tokens: int) -> None:
         """A step begins: an interrupt ends it as an error in it does."""
         interrupted = self.interrupted
+        self._prepare(n_tokens)
         self.failure = InterruptedDecodeError("the decode was interrupted") if interrupted else None
 
     def serve(self, switch: Switch, table: Numbers, x: mx.array, indices: mx.array) -> mx.array:

@@ -66,9 +66,9 @@ class ServedModel(Closing):
 
         Raises LocalMoeError; RuntimeError and ValueError where MLX cannot go on.
         """
-        self.server.begin()
         if self.watch:
             self.watch.look()
+        self.server.begin(len(tokens))
         model: Any = self.model
         try:
             found = model(mx.array([list(tokens)]), cache=kv.layers)
@@ -77,8 +77,10 @@ class ServedModel(Closing):
             if wanted:
                 rows = found[0, len(tokens) - wanted :].astype(mx.float32)
                 mx.eval(rows, kv.arrays())
+                self.server.count()
                 return np.array(rows)
             mx.eval(kv.arrays())
+            self.server.count()
             return np.empty((0, found.shape[-1]), np.float32)
         finally:
             self.server.finish()

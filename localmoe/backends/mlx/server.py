@@ -2,6 +2,9 @@
 
 MLX computes when results are asked for. What was called and not computed yet would read whatever
 lies in a slot by then: so experts stay held until everything that may read them was evaluated.
+
+Where all experts are in slots nothing is overwritten: a step is evaluated as a whole then, as
+mlx-lm does it, and who was asked for is counted afterwards.
 """
 
 from __future__ import annotations
@@ -36,11 +39,30 @@ class ExpertServer:
         self.split_layers = 0
         self._evaluate = evaluate
         self._pending: list[tuple[mx.array, Lease]] = []
+        self._tables: dict[int, mx.array] = {}
+        """The slot of each expert by layer, [E]; nothing unless all are in slots."""
+        self._is_whole = False
+        self._chosen: list[tuple[int, mx.array]] = []
+        """Layers and ids of a step that is evaluated as a whole, until they are counted."""
 
-    def begin(self) -> None:
-        """A step begins. Raises InterruptedDecodeError."""
+    def begin(self, n_tokens: int) -> None:
+        """A step of so many tokens begins. Raises InterruptedDecodeError."""
         if self.interrupted:
             raise InterruptedDecodeError("the decode was interrupted")
+        self._prepare(n_tokens)
+
+    def _prepare(self, n_tokens: int) -> None:
+        """Decide whether a step is evaluated as a whole."""
+        occupancy = self.cache.occupancy
+        if not occupancy.is_full:
+            self._tables = {}
+        elif not self._tables and self.cache.has_all():
+            self._tables = {
+                layer: mx.array([occupancy.slot_of[key] for key in keys], mx.uint32)
+                for layer, keys in occupancy.keys.items()
+            }
+        # A long step is evaluated by layers: between them it can be interrupted.
+        self._is_whole = n_tokens == 1 and bool(self._tables)
 
     def serve(self, switch: Switch, table: Numbers, x: mx.array, indices: mx.array) -> mx.array:
         """Return what the experts `indices`, [..., K], make of `x`, [..., D]: [..., K, D].
@@ -50,6 +72,11 @@ class ExpertServer:
         """
         if self.interrupted:
             raise InterruptedDecodeError("the decode was interrupted")
+        module: Any = switch.module
+        if self._is_whole:
+            self._chosen.append((switch.layer, indices))
+            whole: mx.array = module(x, self._tables[switch.layer][indices])
+            return whole
         self._settle(indices)
         numbers: Numbers = np.array(indices)
         ids = numbers.ravel().tolist()
@@ -60,13 +87,20 @@ class ExpertServer:
             self._wait(lease, len(switch.arrays))
         for expert, slot in lease.slots.items():
             table[expert] = slot
-        module: Any = switch.module
         result: mx.array = module(x, mx.array(table[numbers]))
         self._pending.append((result, lease))
         return result
 
+    def count(self) -> None:
+        """A step was evaluated: tell the cache what it asked for, unless its layers did."""
+        chosen, self._chosen = self._chosen, []
+        self._evaluate(*(indices for _, indices in chosen))
+        for layer, indices in chosen:
+            self.cache.acquire(layer, np.array(indices).ravel().tolist()).close()
+
     def finish(self) -> None:
         """A step has ended, well or not: nothing reads slots any more."""
+        self._chosen = []
         try:
             self._settle()
         finally:

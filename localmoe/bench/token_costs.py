@@ -1,0 +1,105 @@
+"""What a token takes beside the bytes of its weights: layers, rows of matrices, attention."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from localmoe.bench.small_models import Measured, Run, SmallModel, attentive, narrow, thin
+
+TYPE = "Q8_0"
+"""Of the models that this is measured with: rows of other types are taken to cost the same."""
+_SHORT, _LONG = 32, 1024
+"""Prompt tokens."""
+_TOKENS_FACTOR = 4
+"""These models' tokens are short: more of them are measured than of others'."""
+
+
+@dataclass(frozen=True)
+class TokenCosts:
+    """Terms of a token's time. None: not measured, and part of the others."""
+
+    layer_seconds: float | None = None
+    row_seconds: float | None = None
+    """Of a row of a matrix, all cores together."""
+    attention_bytes_per_second: float | None = None
+    """Keys and values, as each query head goes through them."""
+
+    def beside(self, measured: Measured) -> float:
+        """Return what a token took beside the bytes of its weights; half of its time at most.
+
+        The other half at least is its products: more is noise of the models measured here.
+        """
+        return min(self.estimated(measured), measured.token_seconds / 2)
+
+    def estimated(self, measured: Measured) -> float:
+        """Return what a token takes beside the bytes of its weights."""
+        found = measured.work.layers * (self.layer_seconds or 0.0)
+        found += measured.rows * (self.row_seconds or 0.0)
+        if self.attention_bytes_per_second:
+            found += measured.model.attention_nbytes / self.attention_bytes_per_second
+        return found
+
+
+@dataclass(frozen=True)
+class CostModels:
+    """The models that tell costs apart, measured."""
+
+    thin: Measured
+    narrow: Measured
+    attentive: tuple[Measured, Measured]
+    """With a short prompt, and with a long one."""
+
+    @classmethod
+    def measure(cls, folder: Path, run: Run, tokens: int, threads: int | None) -> CostModels:
+        """Measure all of them. Raises LocalMoeError, OSError."""
+        tokens *= _TOKENS_FACTOR
+        shapes = (thin(), _SHORT), (narrow(), _SHORT), (attentive(), _SHORT), (attentive(), _LONG)
+        few, rows, short, long = (
+            SmallModel(config, TYPE, prompt, tokens, threads).measure(folder, run)
+            for config, prompt in shapes
+        )
+        return cls(few, rows, (short, long))
+
+    @property
+    def is_doubtful(self) -> bool:
+        """Whether samples lie far apart."""
+        return any(each.is_doubtful for each in (self.thin, self.narrow, *self.attentive))
+
+    def costs(self, wide: Measured | None) -> TokenCosts:
+        """Tell costs apart; without a model of wide matrices everything counts as layers."""
+        short, long = self.attentive
+        more = long.model.attention_nbytes - short.model.attention_nbytes
+        longer = long.token_seconds - short.token_seconds
+        attention = more / longer if longer > 0 else None
+        if wide is None:
+            return TokenCosts(self.thin.token_seconds / self.thin.work.layers)
+        layer, row, _ = _shared((self.thin, self.narrow, wide), attention)
+        return TokenCosts(layer or None, row or None, attention)
+
+
+def _shared(measured: Sequence[Measured], attention: float | None) -> list[float]:
+    """Return seconds for a layer, a row and a byte, of as many models; none is below zero."""
+    terms = np.array([[m.work.layers, m.rows, m.nbytes] for m in measured], float)
+    seconds = np.array(
+        [
+            m.token_seconds - (m.model.attention_nbytes / attention if attention else 0.0)
+            for m in measured
+        ]
+    )
+    kept = [0, 1, 2]
+    while kept:
+        # Relative: a thousandth of each counts the same.
+        found = np.linalg.lstsq(
+            terms[:, kept] / seconds[:, None], np.ones(len(seconds)), rcond=None
+        )[0]
+        if (found >= 0).all():
+            break
+        kept.pop(int(found.argmin()))
+    answer = [0.0, 0.0, 0.0]
+    for index, value in zip(kept, found if kept else (), strict=True):
+        answer[index] = float(value)
+    return answer
