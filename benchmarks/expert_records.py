@@ -11,24 +11,21 @@ for MLX's planes on Linux. All ways take turns.
 
 from __future__ import annotations
 
-import random
 import statistics
-import time
 from contextlib import closing
 from pathlib import Path
 
 from manifest import SCRATCH, Answer, entry_state, options, record
 from synthetic import Shape, synthetic_model
 
+from localmoe.bench.expert_reads import AT_ONCE, MissedExperts
 from localmoe.cache.direct_file import DirectFile
-from localmoe.cache.memory import HostMemory, round_up
-from localmoe.cache.reader import Job, Load, Reader
-from localmoe.weights.catalog import ExpertKey, Extent
+from localmoe.cache.memory import HostMemory
+from localmoe.cache.reader import Reader
 
-GROUP, BLOCK, WORKERS = 64, 4096, 4
+GROUP, WORKERS = 64, 4
 SHAPES = {"Qwen3-30B-A3B": (2048, 768), "GLM-4.5-Air": (4096, 1408)}
 """Width of the model, width of an expert."""
-AT_ONCE = (1, 2, 4, 8)
 WAYS = {
     "nine reads": (False, False),
     "one record": (True, False),
@@ -44,40 +41,22 @@ def parts_of(model: int, inner: int) -> list[int]:
     return [model * inner // 2, scales, scales] * 3
 
 
-def seconds(
-    reader: Reader, path: str, parts: list[int], n_experts: int, *, buffered: bool
-) -> float:
-    """Read so many experts, each part from a random place; return how long it took."""
-    last, rng, start, loads, jobs = Path(path).stat().st_size, random.Random(), 0, [], []
-    for expert in range(n_experts):
-        load = Load(ExpertKey(0, expert), 0, parts)
-        loads.append(load)
-        for part, nbytes in enumerate(parts):
-            offset = rng.randrange((last - nbytes) // BLOCK) * BLOCK
-            jobs.append(Job(Extent(path, offset, nbytes), start, load, part, apart=buffered))
-            start += round_up(nbytes, BLOCK)
-    began = time.perf_counter()
-    reader.submit(jobs)
-    for load in loads:
-        for part in range(len(parts)):
-            load.wait(part)
-    return time.perf_counter() - began
-
-
 def measure(file: DirectFile, memory: HostMemory, rounds: int) -> list[Answer]:
     """Return every sample."""
     found: list[Answer] = []
     with closing(Reader({file.path: file}, memory, WORKERS, WORKERS)) as reader:
+        ways = []
+        for model, widths in SHAPES.items():
+            parts = parts_of(*widths)
+            for way, (is_one, buffered) in WAYS.items():
+                missed = MissedExperts(file, reader, [sum(parts)] if is_one else parts)
+                ways.append((model, way, missed, buffered))
         for _ in range(rounds):
-            for model, widths in SHAPES.items():
-                parts = parts_of(*widths)
-                for n_experts in AT_ONCE:
-                    for way, (is_one, buffered) in WAYS.items():
-                        pieces = [sum(parts)] if is_one else parts
-                        took = seconds(reader, file.path, pieces, n_experts, buffered=buffered)
-                        found.append(
-                            {"model": model, "experts": n_experts, "way": way, "seconds": took}
-                        )
+            for n_experts in AT_ONCE:
+                for model, way, missed, buffered in ways:
+                    took = missed.read(n_experts, apart=buffered)
+                    about = {"model": model, "experts": n_experts, "way": way}
+                    found.append({**about, "seconds": took})
     return found
 
 
@@ -109,8 +88,8 @@ def table(found: list[Answer]) -> list[Answer]:
 
 def compare(path: Path, rounds: int) -> tuple[list[Answer], list[Answer]]:
     """Read experts out of any file that is larger than one; return the table and all samples."""
-    largest = max(sum(parts_of(*each)) for each in SHAPES.values())
-    with closing(HostMemory(max(AT_ONCE) * (largest + 9 * BLOCK))) as memory:
+    largest = max(MissedExperts.room_nbytes(parts_of(*each)) for each in SHAPES.values())
+    with closing(HostMemory(max(AT_ONCE) * largest)) as memory:
         memory.prefault()
         with closing(DirectFile(str(path))) as file:
             found = measure(file, memory, rounds)

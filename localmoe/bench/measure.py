@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 
+from localmoe.bench.expert_reads import measure_misses
 from localmoe.bench.kernel_rates import KernelRequest, Kernels, measure_kernels
 from localmoe.bench.machine import describe_versions
 from localmoe.bench.memory_rate import measure_memory
@@ -37,6 +38,7 @@ class MeasureRequest:
     """For each size and depth."""
     sizes: tuple[int, ...] = SIZES_NBYTES
     depths: tuple[int, ...] = DEPTHS
+    part_sizes: tuple[int, ...] = (16 << 10, *SIZES_NBYTES)
     array_nbytes: int = _ARRAY_NBYTES
     kernels: KernelRequest = field(default_factory=KernelRequest)
 
@@ -50,6 +52,9 @@ def measure_machine(request: MeasureRequest, run: Run, progress: Progress | None
     with scratch_file(request.folder, request.file_nbytes, progress) as path:
         reads = measure_reads(
             path, request.read_seconds, progress, sizes=request.sizes, depths=request.depths
+        )
+        misses, doubtful_misses = measure_misses(
+            path, request.read_seconds, progress, sizes=request.part_sizes
         )
     cores = available_threads()
     if progress:
@@ -70,13 +75,17 @@ def measure_machine(request: MeasureRequest, run: Run, progress: Progress | None
         memory_bytes_per_second=statistics.median(together),
         core_memory_bytes_per_second=statistics.median(alone),
         layer_seconds=kernels.costs.layer_seconds,
+        streamed_layer_seconds=kernels.costs.streamed_layer_seconds,
+        missed_layer_seconds=kernels.costs.missed_layer_seconds,
         row_seconds=kernels.costs.row_seconds,
         attention_bytes_per_second=kernels.costs.attention_bytes_per_second,
         reads=reads.points,
+        misses=misses,
         kernels=kernels.kernels,
         failed=kernels.failed,
         doubtful=(
             *reads.doubtful,
+            *doubtful_misses,
             *(name for name, rates in memory.items() if is_doubtful(rates)),
             *kernels.doubtful,
         ),

@@ -22,7 +22,7 @@ from localmoe.planning.sizes import format_nbytes
 from localmoe.settings import Progress
 from localmoe.weights.catalog import Extent
 
-SIZES_NBYTES = (16 << 10, 64 << 10, 256 << 10, 1 << 20, 4 << 20)
+SIZES_NBYTES = (64 << 10, 256 << 10, 1 << 20, 4 << 20)
 DEPTHS = (1, 2, 4, 8, 16, 32)
 STAGE = "reading"
 _PIECE_NBYTES = 16 << 20

@@ -33,6 +33,8 @@ class SmallModel:
     prompt_tokens: int
     tokens: int
     threads: int | None = None
+    slots: int | None = None
+    """With fewer slots than experts these are streamed."""
 
     @property
     def attention_nbytes(self) -> float:
@@ -45,7 +47,10 @@ class SmallModel:
         path = folder / f"{self.type_name}.gguf"
         context = self.prompt_tokens + self.tokens + 16
         settings = Settings(
-            memory_bytes=_BUDGET_BYTES, context_tokens=context, threads=self.threads
+            memory_bytes=_BUDGET_BYTES,
+            slots=self.slots,
+            context_tokens=context,
+            threads=self.threads,
         )
         try:
             write_uniform(path, self.config, self.type_name)
@@ -60,7 +65,8 @@ class SmallModel:
         samples = extra["token_seconds"]
         prefill_seconds = 1 / extra["prefill_tokens_per_second"]
         return Measured(
-            self, work, statistics.median(samples), prefill_seconds, is_doubtful(samples)
+            *(self, work, statistics.median(samples), prefill_seconds, is_doubtful(samples)),
+            *(report["hit_rate"], report["stall_seconds_per_token"]),
         )
 
 
@@ -74,11 +80,19 @@ class Measured:
     prefill_seconds: float
     """Of one token of the prompt."""
     is_doubtful: bool
+    hit_rate: float
+    stall_seconds: float
+    """Of a token, waiting for experts."""
 
     @property
     def nbytes(self) -> int:
         """Bytes of weights that a token passes."""
         return self.work.resident_nbytes + self.work.routed_nbytes
+
+    @property
+    def layers_that_miss(self) -> float:
+        """How many layers of a token have an expert missing, misses being independent."""
+        return self.work.moe_layers * (1 - self.hit_rate**self.work.experts_used)
 
     @property
     def rows(self) -> int:
@@ -109,14 +123,13 @@ def wide(experts: int) -> Config:
 def thin() -> Config:
     """Return a model of many layers with next to nothing in them."""
     return replace(
-        wide(8),
+        wide(16),
         name="thin",
         layers=48,
         embedding=256,
         head_size=64,
-        experts_used=2,
-        expert_feed_forward=256,
-        feed_forward=256,
+        expert_feed_forward=64,
+        feed_forward=64,
     )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from localmoe.bench.small_models import Measured, Run, SmallModel, attentive, narrow, thin
+from localmoe.synthetic.config import Config
 
 TYPE = "Q8_0"
 """Of the models that this is measured with: rows of other types are taken to cost the same."""
@@ -23,6 +24,10 @@ class TokenCosts:
     """Terms of a token's time. None: not measured, and part of the others."""
 
     layer_seconds: float | None = None
+    streamed_layer_seconds: float | None = None
+    """More for a layer whose experts are streamed, all of them found."""
+    missed_layer_seconds: float | None = None
+    """More again where some are missing, beside waiting for them."""
     row_seconds: float | None = None
     """Of a row of a matrix, all cores together."""
     attention_bytes_per_second: float | None = None
@@ -49,6 +54,8 @@ class CostModels:
     """The models that tell costs apart, measured."""
 
     thin: Measured
+    streamed: tuple[Measured, Measured]
+    """The thin one with a slot less than it has experts, and with a fifth less."""
     narrow: Measured
     attentive: tuple[Measured, Measured]
     """With a short prompt, and with a long one."""
@@ -57,17 +64,24 @@ class CostModels:
     def measure(cls, folder: Path, run: Run, tokens: int, threads: int | None) -> CostModels:
         """Measure all of them. Raises LocalMoeError, OSError."""
         tokens *= _TOKENS_FACTOR
-        shapes = (thin(), _SHORT), (narrow(), _SHORT), (attentive(), _SHORT), (attentive(), _LONG)
-        few, rows, short, long = (
-            SmallModel(config, TYPE, prompt, tokens, threads).measure(folder, run)
-            for config, prompt in shapes
+
+        def measured(config: Config, prompt: int = _SHORT, slots: int | None = None) -> Measured:
+            return SmallModel(config, TYPE, prompt, tokens, threads, slots).measure(folder, run)
+
+        few = thin()
+        n_experts = few.layers * few.experts
+        return cls(
+            thin=measured(few),
+            streamed=(measured(few, slots=n_experts - 1), measured(few, slots=n_experts * 4 // 5)),
+            narrow=measured(narrow()),
+            attentive=(measured(attentive()), measured(attentive(), _LONG)),
         )
-        return cls(few, rows, (short, long))
 
     @property
     def is_doubtful(self) -> bool:
         """Whether samples lie far apart."""
-        return any(each.is_doubtful for each in (self.thin, self.narrow, *self.attentive))
+        every = (self.thin, *self.streamed, self.narrow, *self.attentive)
+        return any(each.is_doubtful for each in every)
 
     def costs(self, wide: Measured | None) -> TokenCosts:
         """Tell costs apart; without a model of wide matrices everything counts as layers."""
@@ -75,10 +89,19 @@ class CostModels:
         more = long.model.attention_nbytes - short.model.attention_nbytes
         longer = long.token_seconds - short.token_seconds
         attention = more / longer if longer > 0 else None
+        streaming = self._streaming()
         if wide is None:
-            return TokenCosts(self.thin.token_seconds / self.thin.work.layers)
+            return TokenCosts(self.thin.token_seconds / self.thin.work.layers, *streaming)
         layer, row, _ = _shared((self.thin, self.narrow, wide), attention)
-        return TokenCosts(layer or None, row or None, attention)
+        return TokenCosts(layer or None, *streaming, row or None, attention)
+
+    def _streaming(self) -> tuple[float | None, float | None]:
+        """Return what a layer takes more where experts are streamed, and where some are missing."""
+        found, missing = self.streamed
+        more = found.token_seconds - self.thin.token_seconds
+        apart = missing.token_seconds - missing.stall_seconds - found.token_seconds
+        layers, few = found.work.moe_layers, missing.layers_that_miss
+        return max(0.0, more) / layers or None, max(0.0, apart) / few or None if few else None
 
 
 def _shared(measured: Sequence[Measured], attention: float | None) -> list[float]:

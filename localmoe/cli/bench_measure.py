@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,6 +19,7 @@ from localmoe.cli.options import Threads, cache_dir, figures_dir
 from localmoe.cli.terminal import console_for, dim_line, without_controls
 from localmoe.errors import SettingsError
 from localmoe.planning.figures import Figures, figures_path, read_figures
+from localmoe.planning.read_rates import ReadPoint
 from localmoe.planning.sizes import format_nbytes
 
 if TYPE_CHECKING:
@@ -108,7 +110,8 @@ def _measure(folder: Path, threads: int | None, quick: bool) -> Figures:
     if quick:
         few = KernelRequest(8, 8, 32, ("Q4_K", "Q8_0"), threads)
         request = MeasureRequest(
-            folder, 64 << 20, 0.02, (256 << 10, 1 << 20), (1, 4), 16 << 20, kernels=few
+            *(folder, 64 << 20, 0.02, (256 << 10, 1 << 20), (1, 4), (64 << 10, 1 << 20)),
+            *(16 << 20, few),
         )
     with share_bar() as progress:
         return measure_machine(request, run, progress)
@@ -124,7 +127,10 @@ def _print(figures: Figures) -> None:
     console.print(without_controls(said), markup=False)
     if not figures.is_direct:
         console.print("(this file system has no direct reads: the page cache took part)")
-    console.print(_reads(figures))
+    console.print(_reads(figures.reads))
+    if figures.misses:
+        console.print("\nExperts that are missed, GB/s by the size of a part")
+        console.print(_reads(figures.misses))
     console.print("\nWeights in memory")
     console.print(_kernels(figures))
     console.print(f"\n{_words(figures)}")
@@ -137,14 +143,14 @@ def _print(figures: Figures) -> None:
         )
 
 
-def _reads(figures: Figures) -> Table:
-    depths = sorted({point.depth for point in figures.reads})
+def _reads(points: Sequence[ReadPoint]) -> Table:
+    depths = sorted({point.depth for point in points})
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("size")
     for depth in depths:
         table.add_column(f"{depth} at once", justify="right")
-    for size in sorted({point.nbytes for point in figures.reads}):
-        rates = {p.depth: p.bytes_per_second for p in figures.reads if p.nbytes == size}
+    for size in sorted({point.nbytes for point in points}):
+        rates = {p.depth: p.bytes_per_second for p in points if p.nbytes == size}
         cells = (f"{rates[depth] / 1e9:.2f}" if depth in rates else "-" for depth in depths)
         table.add_row(format_nbytes(size), *cells)
     return table
@@ -167,6 +173,12 @@ def _words(figures: Figures) -> str:
         said.append(f"Memory: {memory / 1e9:.1f} GB/s, one core alone {core / 1e9:.1f}.")
     if figures.layer_seconds:
         said.append(f"A layer of a token takes {1e6 * figures.layer_seconds:.0f} us beside it.")
+    if figures.streamed_layer_seconds:
+        more = 1e6 * figures.streamed_layer_seconds
+        said.append(f"Streaming its experts takes {more:.0f} us more.")
+    if figures.missed_layer_seconds:
+        more = 1e6 * figures.missed_layer_seconds
+        said.append(f"Where some are missing, {more:.0f} us more beside waiting.")
     if figures.row_seconds:
         said.append(f"A row of a matrix takes {1e9 * figures.row_seconds:.1f} ns beside it.")
     if figures.attention_bytes_per_second:

@@ -55,17 +55,28 @@ class Figures:
     """One core alone."""
     layer_seconds: float | None = None
     """What a layer of a token takes beside what the others say."""
+    streamed_layer_seconds: float | None = None
+    """What it takes more where its experts are streamed, and all of them are found."""
+    missed_layer_seconds: float | None = None
+    """And more where some are missing, beside waiting for them."""
     row_seconds: float | None = None
     """What a row of a matrix takes beside its bytes, all cores together."""
     attention_bytes_per_second: float | None = None
     """Keys and values that a token goes through, each query head for itself."""
     reads: tuple[ReadPoint, ...] = ()
+    misses: tuple[ReadPoint, ...] = ()
+    """Experts by the size of a part, and how many are read at once."""
     kernels: Mapping[str, Kernel] = field(default_factory=dict)
     """By ggml type."""
     failed: Mapping[str, str] = field(default_factory=dict)
     """By ggml type, why there is no kernel where one was tried; "layers": no layer_seconds."""
     doubtful: tuple[str, ...] = ()
     """What differed by more than half between samples, each named for a person."""
+
+    @property
+    def miss_rates(self) -> ReadRates | None:
+        """How fast experts come that are missed; None: it was not measured."""
+        return ReadRates(self.misses) if self.misses else None
 
     @property
     def read_rates(self) -> ReadRates | None:
@@ -110,7 +121,7 @@ def find_figures(folder: Path, drive: Path) -> Figures | None:
         return own
     others = [read_figures(path) for path in sorted(folder.glob(f"{_machine_name()}-drive-*.json"))]
     newest = max((f for f in others if f), key=lambda f: f.measured_at, default=None)
-    return newest and replace(newest, reads=())
+    return newest and replace(newest, reads=(), misses=())
 
 
 def _machine_name() -> str:
@@ -145,10 +156,6 @@ def read_figures(path: Path) -> Figures | None:
 def _checked(values: Any) -> Figures:
     if not isinstance(values, dict) or values.pop("format", None) != _VERSION:
         raise ValueError("it is of another version")
-    reads = tuple(
-        ReadPoint(_count(p["nbytes"]), _count(p["depth"]), _rate(p["bytes_per_second"]))
-        for p in values["reads"]
-    )
     kernels = {
         str(name): Kernel(
             _rate(kernel["decode_bytes_per_second"]), _rate(kernel["prefill_operations_per_second"])
@@ -161,7 +168,8 @@ def _checked(values: Any) -> Figures:
         name: None if values.get(name) is None else _rate(values[name])
         for name in (
             *("memory_bytes_per_second", "core_memory_bytes_per_second"),
-            *("layer_seconds", "row_seconds", "attention_bytes_per_second"),
+            *("layer_seconds", "streamed_layer_seconds", "row_seconds"),
+            *("missed_layer_seconds", "attention_bytes_per_second"),
         )
     }
     return Figures(
@@ -172,11 +180,19 @@ def _checked(values: Any) -> Figures:
         version=str(values["version"]),
         drive=str(values["drive"]),
         is_direct=bool(values["is_direct"]),
-        reads=reads,
+        reads=_points(values["reads"]),
+        misses=_points(values.get("misses", ())),
         kernels=kernels,
         failed={str(name): str(reason) for name, reason in values.get("failed", {}).items()},
         doubtful=tuple(str(name) for name in values.get("doubtful", ())),
         **rates,
+    )
+
+
+def _points(values: Any) -> tuple[ReadPoint, ...]:
+    return tuple(
+        ReadPoint(_count(p["nbytes"]), _count(p["depth"]), _rate(p["bytes_per_second"]))
+        for p in values
     )
 
 

@@ -4,11 +4,12 @@ Decode, with R the bytes that are read, B what a token multiplies with in layer 
 
     computing = weights / their rate + rows of matrices x what a row costs beside
                 + KV cache x query heads per key head / its rate
-                + layers x what a layer costs beside
+                + layers x what a layer costs beside, more where experts are streamed, and
+                more again where some of a layer are missing
     reading   = routed bytes x (1 - hit rate) / drive
     fast      = max(reading, computing)      everything overlaps
     expected  = layer by layer: before the router, then max(reading, experts that were found),
-                then the experts that were read; computing is slower by what reads disturb it
+                then the experts that were read
     slow      = reading + computing          nothing overlaps
 
 Prefill reads each expert that a chunk touches once, and computes meanwhile.
@@ -22,14 +23,6 @@ from dataclasses import dataclass
 
 from localmoe.planning.rates import Rates
 from localmoe.planning.token_work import TokenWork
-
-_PARTS = 3
-"""Matrices of an expert, each of which is a read."""
-_DEPTH = 32
-"""Reads that pass their latency together."""
-_DISTURBANCE = 0.35
-"""How much slower computing is while reads are under way. Where they were for 0.4 of the time, a
-token took 72 to 79 ms instead of 64."""
 
 
 @dataclass(frozen=True)
@@ -65,15 +58,15 @@ def decode_seconds(
     computing = before + experts
     if not work.moe_layers or hit_rate >= 1:
         return TokenSeconds(0.0, computing, computing)
+    streamed = work.moe_layers * rates.streamed_layer_seconds
+    apart = work.moe_layers * (1 - hit_rate**work.experts_used) * rates.missed_layer_seconds
+    before, computing = before + streamed, computing + streamed + apart
     reading = sum(
         work.moe_layers * likely * _reading_seconds(work, missed, rates)
         for missed, likely in _misses(work.experts_used, 1 - hit_rate)
     )
-    slower = 1 + _DISTURBANCE * min(1.0, reading / computing)
-    routed = _layers_seconds(work, 1 - hit_rate, experts * slower, rates)
-    # Never beyond what a plan calls slow: there reading and computing follow each other.
-    expected = min(before * slower + routed, reading + computing * slower)
-    return TokenSeconds(reading, computing * slower, max(expected, reading, computing))
+    expected = before + apart + _layers_seconds(work, 1 - hit_rate, experts, rates)
+    return TokenSeconds(reading, computing, max(expected, reading, computing))
 
 
 def _layers_seconds(work: TokenWork, miss_rate: float, experts: float, rates: Rates) -> float:
@@ -86,8 +79,6 @@ def _layers_seconds(work: TokenWork, miss_rate: float, experts: float, rates: Ra
     per_layer = 0.0
     for missed, likely in _misses(used, miss_rate):
         reading = _reading_seconds(work, missed, rates)
-        if not rates.reads:
-            reading += math.ceil(_PARTS * missed / _DEPTH) * rates.read_latency_seconds
         last = experts / layers * missed / used
         per_layer += likely * (max(reading, experts / layers - last) + last)
     return layers * per_layer
@@ -105,8 +96,7 @@ def _reading_seconds(work: TokenWork, missed: int, rates: Rates) -> float:
     if not missed:
         return 0.0
     nbytes = work.routed_nbytes / work.moe_layers / work.experts_used
-    depth = min(_PARTS * missed, _DEPTH)
-    return rates.read_seconds(missed * nbytes, nbytes / _PARTS, depth)
+    return rates.read_seconds(nbytes, missed)
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from localmoe.planning.read_rates import ReadRates
+
+PARTS = 3
+"""Matrices of an expert, each of which is a read."""
+_AT_ONCE = 4
+"""Experts that are read at the same time, where that was not measured."""
 
 
 @dataclass(frozen=True)
@@ -21,11 +27,15 @@ class Rates:
     kv_bytes_per_second: float | None = None
     """Keys and values, as each query head goes through them; None: once, like weights."""
     reads: ReadRates | None = None
-    """The same by size and depth; None: not measured."""
+    """Experts by the size of a part and how many are missed at once; None: not measured."""
     read_latency_seconds: float = 100e-6
     """Where they were not measured."""
     layer_seconds: float = 0.0
     """What a layer of a token takes beside its weights."""
+    streamed_layer_seconds: float = 0.0
+    """What a layer takes more where its experts are streamed."""
+    missed_layer_seconds: float = 0.0
+    """And more where some are missing, beside waiting: these are multiplied apart."""
     row_seconds: float = 0.0
     """What a row of a matrix takes beside its bytes."""
     decode: Mapping[str, float] = field(default_factory=dict)
@@ -33,11 +43,13 @@ class Rates:
     prefill: Mapping[str, float] = field(default_factory=dict)
     """Operations per second with many tokens at once, by ggml type."""
 
-    def read_seconds(self, nbytes: float, part_nbytes: float, depth: int) -> float:
-        """Return how long reading so much takes, in parts of which so many are under way."""
+    def read_seconds(self, expert_nbytes: float, missed: int) -> float:
+        """Return how long reading so many experts of a layer takes."""
         if self.reads:
-            return nbytes / self.reads.rate(part_nbytes, depth)
-        return nbytes / self.read_bytes_per_second
+            return missed * expert_nbytes / self.reads.rate(expert_nbytes / PARTS, missed)
+        # The parts of an expert follow each other.
+        waits = PARTS * math.ceil(missed / _AT_ONCE) * self.read_latency_seconds
+        return missed * expert_nbytes / self.read_bytes_per_second + waits
 
     def with_drive(self, factor: float) -> Rates:
         """Return the same with a drive that is faster or slower by this."""

@@ -70,15 +70,17 @@ def _rates(figures: Figures, guessed: Rates) -> Rates:
     prefill = {
         name: kernel.prefill_operations_per_second for name, kernel in figures.kernels.items()
     }
-    reads = figures.read_rates
+    reads, misses = figures.read_rates, figures.miss_rates
     memory = figures.memory_bytes_per_second or guessed.memory_bytes_per_second
     return Rates(
         read_bytes_per_second=reads.rate(PART_NBYTES) if reads else guessed.read_bytes_per_second,
-        reads=reads,
+        reads=misses,
         memory_bytes_per_second=min([memory, *decode.values()]),
         kv_bytes_per_second=figures.attention_bytes_per_second or guessed.kv_bytes_per_second,
         operations_per_second=min(prefill.values(), default=guessed.operations_per_second),
         layer_seconds=figures.layer_seconds or 0.0,
+        streamed_layer_seconds=figures.streamed_layer_seconds or 0.0,
+        missed_layer_seconds=figures.missed_layer_seconds or 0.0,
         row_seconds=figures.row_seconds or 0.0,
         decode=decode,
         prefill=prefill,
@@ -92,6 +94,8 @@ def _scaled(rates: Rates, factor: float) -> Rates:
         kv_bytes_per_second=rates.kv_bytes_per_second and rates.kv_bytes_per_second * factor,
         operations_per_second=rates.operations_per_second * factor,
         layer_seconds=rates.layer_seconds / factor,
+        streamed_layer_seconds=rates.streamed_layer_seconds / factor,
+        missed_layer_seconds=rates.missed_layer_seconds / factor,
         row_seconds=rates.row_seconds / factor,
         decode={name: rate * factor for name, rate in rates.decode.items()},
         prefill={name: rate * factor for name, rate in rates.prefill.items()},

@@ -28,7 +28,15 @@ def dying(request: DecodeRequest) -> dict[str, Any] | None:
 
 def living(request: DecodeRequest) -> dict[str, Any] | None:
     assert Path(request.model).is_file()
-    return {"extra": {"token_seconds": [1.0, 2.0, 3.0], "prefill_tokens_per_second": 4.0}}
+    return report([1.0, 2.0, 3.0])
+
+
+def report(seconds: list[float], hit_rate: float = 1.0, stall: float = 0.0) -> dict[str, Any]:
+    return {
+        "hit_rate": hit_rate,
+        "stall_seconds_per_token": stall,
+        "extra": {"token_seconds": seconds, "prefill_tokens_per_second": 4.0},
+    }
 
 
 def test_a_death_is_told_with_its_signal_and_nothing_is_left(tmp_path: Path) -> None:
@@ -53,18 +61,26 @@ def test_a_death_of_one_lets_the_others_go_on(tmp_path: Path) -> None:
 class Truth:
     """A machine of which it is known what a token takes."""
 
-    def __init__(self, layer: float, row: float, attention: float, rate: float = 30e9) -> None:
-        self.layer, self.row, self.attention, self.rate = layer, row, attention, rate
+    streamed, missed, rate = 4e-5, 7e-5, 30e9
+
+    def __init__(self, layer: float, row: float, attention: float) -> None:
+        self.layer, self.row, self.attention = layer, row, attention
 
     def __call__(self, request: DecodeRequest) -> dict[str, Any]:
         plan = plan_model(Path(request.model), request.settings, 1 << 40)
         work, heads = plan.work, {48: 256, 12: 512, 8: 2048, 2: 512}
         positions = request.prompt_tokens + request.tokens / 2
         seconds = work.layers * self.layer
+        hit_rate, stall = 1.0, 0.0
+        if plan.slot_plan.plan.streams:
+            seconds += work.layers * self.streamed
+            if plan.slot_plan.plan.slots < 0.9 * plan.slot_plan.plan.experts:
+                hit_rate, stall = 0.8, 2e-3
+                seconds += stall + work.layers * (1 - 0.8**work.experts_used) * self.missed
         seconds += (work.resident_rows + work.routed_rows) * self.row
         seconds += 4 * positions * work.layers * heads[work.layers] / self.attention
         seconds += (work.resident_nbytes + work.routed_nbytes) / self.rate
-        return {"extra": {"token_seconds": [seconds] * 3, "prefill_tokens_per_second": 4.0}}
+        return report([seconds] * 3, hit_rate, stall)
 
 
 @pytest.mark.parametrize(
@@ -74,6 +90,8 @@ def test_costs_are_told_apart(tmp_path: Path, layer: float, row: float, attentio
     many = KernelRequest(experts=16, tokens=4, prompt_tokens=8, types=("Q8_0",))
     found = measure_kernels(tmp_path, many, Truth(layer, row, attention))
     assert found.costs.layer_seconds == pytest.approx(layer, rel=1e-3)
+    assert found.costs.streamed_layer_seconds == pytest.approx(4e-5, rel=1e-3)
+    assert found.costs.missed_layer_seconds == pytest.approx(7e-5, rel=1e-3)
     assert found.costs.row_seconds == pytest.approx(row, rel=1e-3)
     assert found.costs.attention_bytes_per_second == pytest.approx(attention, rel=1e-3)
     if not found.doubtful:
@@ -116,7 +134,7 @@ def test_what_differs_or_drowns_is_doubtful(tmp_path: Path) -> None:
 
     def run(request: DecodeRequest) -> dict[str, Any]:
         samples = seconds[Path(request.model).stem]
-        return {"extra": {"token_seconds": samples, "prefill_tokens_per_second": 4.0}}
+        return report(samples)
 
     few = replace(FEW, types=("Q4_K", "Q6_K", "Q5_K"))
     found = measure_kernels(tmp_path, few, run)
@@ -126,7 +144,7 @@ def test_what_differs_or_drowns_is_doubtful(tmp_path: Path) -> None:
 
 def test_a_layer_may_be_doubtful(tmp_path: Path) -> None:
     def run(request: DecodeRequest) -> dict[str, Any]:
-        return {"extra": {"token_seconds": [0.1, 0.2, 0.9], "prefill_tokens_per_second": 4.0}}
+        return report([0.1, 0.2, 0.9])
 
     assert "layers" in measure_kernels(tmp_path, FEW, run).doubtful
 

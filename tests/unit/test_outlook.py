@@ -116,10 +116,20 @@ def test_small_reads_are_slower_where_that_was_measured() -> None:
     points = [ReadPoint(1 << 16, 1, GB / 10), ReadPoint(int(part), 1, 5 * GB)]
     measured = replace(RATES, reads=ReadRates(tuple(points)))
     large = decode_seconds(WORK, 0.5, 0.0, measured)
-    assert large.reading == pytest.approx(decode_seconds(WORK, 0.5, 0.0, RATES).reading)
+    without_waits = replace(RATES, read_latency_seconds=0.0)
+    assert large.reading == pytest.approx(decode_seconds(WORK, 0.5, 0.0, without_waits).reading)
     small = replace(WORK, routed={"Q4_K": LAYERS * USED * 30_000})
     seconds = 0.5 * LAYERS * USED * 30_000 / (GB / 10) * (1 << 16) / 10_000
     assert decode_seconds(small, 0.5, 0.0, measured).reading == pytest.approx(seconds, rel=1e-3)
+
+
+def test_streaming_costs_where_experts_are_streamed_and_only_there() -> None:
+    rates = replace(RATES, streamed_layer_seconds=1e-3, missed_layer_seconds=1e-2)
+    few = 1 - 0.9**USED
+    for hit_rate, more in ((1.0, 0.0), (0.9, LAYERS * (1e-3 + few * 1e-2))):
+        before, after = (decode_seconds(WORK, hit_rate, 0.0, each) for each in (RATES, rates))
+        assert after.computing - before.computing == pytest.approx(more)
+        assert after.expected - before.expected == pytest.approx(more)
 
 
 @given(few=st.integers(200, 2560), more=st.integers(0, 2560))

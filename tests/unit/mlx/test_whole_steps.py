@@ -10,10 +10,10 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from localmoe.backends.mlx.engine import MlxEngine
 from localmoe.backends.mlx.load import load
 from localmoe.errors import InterruptedDecodeError
 from localmoe.settings import Settings
+from zoo_mlx.slots import fill_slots
 
 TOKENS = [(17 * place + 5) % 250 for place in range(48)]
 Folders = Callable[..., Path]
@@ -61,16 +61,8 @@ def engines(folders: Folders) -> Iterator[Callable[[int], Counted]]:
 def filled(engines: Callable[[int], Counted]) -> Counted:
     """Return an engine with all experts in slots and nothing in its context."""
     whole = engines(100_000)
-    fill(whole.engine)
+    fill_slots(whole.engine)
     return whole
-
-
-def fill(engine: MlxEngine) -> None:
-    for layer in engine.catalog.layers:
-        with engine.cache.acquire(layer.layer, range(layer.n_experts)) as lease:
-            for part in range(len(layer.parts)):
-                lease.wait(part)
-    assert engine.cache.has_all()
 
 
 def test_one_evaluation_gives_the_same_bits_and_counts_the_same(
@@ -112,7 +104,7 @@ def test_slots_that_are_given_back_end_it_until_all_are_there_again(
         if step == 6:
             whole.engine.cache.resize(limits)
         if step == 9:
-            fill(whole.engine)
+            fill_slots(whole.engine)
         assert np.array_equal(whole.decode([token]), few.decode([token]))
         assert (whole.evaluated == [whole.n_layers]) == (step < 3 or step >= 9)
 
