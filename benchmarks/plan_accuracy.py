@@ -81,37 +81,53 @@ def measured(model: Path, settings: Settings) -> Answer:
 
 
 def compare(model: Path, budgets_mib: list[int], rounds: int) -> list[Answer]:
-    """Return a row per budget: what was planned, what was measured, and the error."""
-    rows = []
+    """Return a row per budget: what was planned, what was measured, and the error.
+
+    Budgets take turns: a machine that is slower for a minute is so for all of them.
+    """
     run("bench", "measure")
+    cases: list[tuple[Answer, Settings]] = []
     with tempfile.TemporaryDirectory() as folder:
         roomy = Settings(memory_bytes=ROOMY_MIB * MIB, context_tokens=2 * RECORDED_TOKENS)
         trace = recorded(model, Path(folder), roomy)
         for mib in budgets_mib:
             settings = Settings(memory_bytes=mib * MIB, context_tokens=CONTEXT_TOKENS)
             plan = planned(model, trace, settings)
-            same = replace(settings, slots=plan["plan"]["slots"])
-            samples = [measured(model, same) for _ in range(rounds)]
-            speed = statistics.median(sample["tokens_per_second"] for sample in samples)
-            expected = plan["decode_tokens_per_second"]["expected"]
-            row = {
-                "model": model.name,
-                "budget_mib": mib,
-                "slots": [plan["plan"]["slots"], samples[0]["slots"]],
-                "experts": plan["plan"]["experts"],
-                "hit_rate": [plan["hit_rate"]["expected"], samples[0]["hit_rate"]],
-                "planned": plan["decode_tokens_per_second"],
-                "measured": [sample["tokens_per_second"] for sample in samples],
-                "measured_resident": [sample["resident_tokens_per_second"] for sample in samples],
-                "error": expected / speed - 1,
-            }
-            print(
-                f"{model.name} {mib} MiB: planned {expected:.2f}, measured {speed:.2f} tok/s, "
-                f"{row['error']:+.0%}; hits {row['hit_rate']}",
-                flush=True,
-            )
-            rows.append(row)
-    return rows
+            slots, experts = plan["plan"]["slots"], plan["plan"]["experts"]
+            # With a number of slots given experts are served from them even where all fit.
+            same = replace(settings, slots=slots) if slots < experts else settings
+            cases.append((plan, same))
+    samples: list[list[Answer]] = [[] for _ in cases]
+    for _ in range(rounds):
+        for (_, settings), found in zip(cases, samples, strict=True):
+            found.append(measured(model, settings))
+    return [
+        row_of(model.name, mib, plan, found)
+        for mib, (plan, _), found in zip(budgets_mib, cases, samples, strict=True)
+    ]
+
+
+def row_of(name: str, mib: int, plan: Answer, samples: list[Answer]) -> Answer:
+    """Compare a plan with what was measured."""
+    speed = statistics.median(sample["tokens_per_second"] for sample in samples)
+    expected = plan["decode_tokens_per_second"]["expected"]
+    row = {
+        "model": name,
+        "budget_mib": mib,
+        "slots": [plan["plan"]["slots"], samples[0]["slots"]],
+        "experts": plan["plan"]["experts"],
+        "hit_rate": [plan["hit_rate"]["expected"], samples[0]["hit_rate"]],
+        "planned": plan["decode_tokens_per_second"],
+        "measured": [sample["tokens_per_second"] for sample in samples],
+        "measured_resident": [sample["resident_tokens_per_second"] for sample in samples],
+        "error": expected / speed - 1,
+    }
+    print(
+        f"{name} {mib} MiB: planned {expected:.2f}, measured {speed:.2f} tok/s, "
+        f"{row['error']:+.0%}; hits {row['hit_rate']}",
+        flush=True,
+    )
+    return row
 
 
 def slots_planned(model: Path, mib: int) -> tuple[int, int] | None:

@@ -76,6 +76,7 @@ def measure_machine(request: MeasureRequest, run: Run, progress: Progress | None
         core_memory_bytes_per_second=statistics.median(alone),
         layer_seconds=kernels.costs.layer_seconds,
         streamed_layer_seconds=kernels.costs.streamed_layer_seconds,
+        streamed_expert_seconds=kernels.costs.streamed_expert_seconds,
         missed_layer_seconds=kernels.costs.missed_layer_seconds,
         row_seconds=kernels.costs.row_seconds,
         attention_bytes_per_second=kernels.costs.attention_bytes_per_second,

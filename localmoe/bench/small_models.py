@@ -133,9 +133,14 @@ def thin() -> Config:
     )
 
 
+def bare() -> Config:
+    """Return a model of layers with even less in them: few rows, one expert."""
+    return replace(thin(), name="bare", embedding=64, heads=1, kv_heads=1, experts_used=1)
+
+
 def narrow() -> Config:
     """Return a model of experts with many short rows."""
-    return replace(wide(8), name="narrow", layers=12, experts_used=4, expert_feed_forward=64)
+    return replace(wide(16), name="narrow", layers=8, experts_used=16, expert_feed_forward=32)
 
 
 def attentive() -> Config:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from localmoe.bench.small_models import Measured, Run, SmallModel, attentive, narrow, thin
+from localmoe.bench.small_models import Measured, Run, SmallModel, attentive, bare, narrow, thin
 from localmoe.synthetic.config import Config
 
 TYPE = "Q8_0"
@@ -26,6 +26,8 @@ class TokenCosts:
     layer_seconds: float | None = None
     streamed_layer_seconds: float | None = None
     """More for a layer whose experts are streamed, all of them found."""
+    streamed_expert_seconds: float | None = None
+    """And for each expert that it uses."""
     missed_layer_seconds: float | None = None
     """More again where some are missing, beside waiting for them."""
     row_seconds: float | None = None
@@ -53,9 +55,10 @@ class TokenCosts:
 class CostModels:
     """The models that tell costs apart, measured."""
 
-    thin: Measured
-    streamed: tuple[Measured, Measured]
-    """The thin one with a slot less than it has experts, and with a fifth less."""
+    thin: tuple[Measured, Measured, Measured]
+    """Resident, with a slot less than it has experts, and with a fifth less."""
+    bare: tuple[Measured, Measured]
+    """Resident, and with a slot less."""
     narrow: Measured
     attentive: tuple[Measured, Measured]
     """With a short prompt, and with a long one."""
@@ -68,11 +71,15 @@ class CostModels:
         def measured(config: Config, prompt: int = _SHORT, slots: int | None = None) -> Measured:
             return SmallModel(config, TYPE, prompt, tokens, threads, slots).measure(folder, run)
 
-        few = thin()
+        few, least = thin(), bare()
         n_experts = few.layers * few.experts
         return cls(
-            thin=measured(few),
-            streamed=(measured(few, slots=n_experts - 1), measured(few, slots=n_experts * 4 // 5)),
+            thin=(
+                measured(few),
+                measured(few, slots=n_experts - 1),
+                measured(few, slots=n_experts * 4 // 5),
+            ),
+            bare=(measured(least), measured(least, slots=least.layers * least.experts - 1)),
             narrow=measured(narrow()),
             attentive=(measured(attentive()), measured(attentive(), _LONG)),
         )
@@ -80,7 +87,7 @@ class CostModels:
     @property
     def is_doubtful(self) -> bool:
         """Whether samples lie far apart."""
-        every = (self.thin, *self.streamed, self.narrow, *self.attentive)
+        every = (*self.thin, *self.bare, self.narrow, *self.attentive)
         return any(each.is_doubtful for each in every)
 
     def costs(self, wide: Measured | None) -> TokenCosts:
@@ -90,22 +97,39 @@ class CostModels:
         longer = long.token_seconds - short.token_seconds
         attention = more / longer if longer > 0 else None
         streaming = self._streaming()
+        few, least = self.thin[0], self.bare[0]
         if wide is None:
-            return TokenCosts(self.thin.token_seconds / self.thin.work.layers, *streaming)
-        layer, row, _ = _shared((self.thin, self.narrow, wide), attention)
-        return TokenCosts(layer or None, *streaming, row or None, attention)
+            return replace(streaming, layer_seconds=few.token_seconds / few.work.layers)
+        layer, row, _ = _shared((few, least, self.narrow, wide), attention)
+        return replace(
+            streaming,
+            layer_seconds=layer or None,
+            row_seconds=row or None,
+            attention_bytes_per_second=attention,
+        )
 
-    def _streaming(self) -> tuple[float | None, float | None]:
-        """Return what a layer takes more where experts are streamed, and where some are missing."""
-        found, missing = self.streamed
-        more = found.token_seconds - self.thin.token_seconds
+    def _streaming(self) -> TokenCosts:
+        """Tell what is more where experts are streamed."""
+        resident, found, missing = self.thin
+        many, one = resident.work.experts_used, self.bare[0].work.experts_used
+        of_many, of_one = _more(resident, found), _more(*self.bare)
+        expert = max(0.0, of_many - of_one) / (many - one)
         apart = missing.token_seconds - missing.stall_seconds - found.token_seconds
-        layers, few = found.work.moe_layers, missing.layers_that_miss
-        return max(0.0, more) / layers or None, max(0.0, apart) / few or None if few else None
+        few = missing.layers_that_miss
+        return TokenCosts(
+            streamed_layer_seconds=max(0.0, of_many - many * expert) or None,
+            streamed_expert_seconds=expert or None,
+            missed_layer_seconds=max(0.0, apart) / few or None if few else None,
+        )
+
+
+def _more(resident: Measured, streamed: Measured) -> float:
+    """Return what a layer takes more where its experts are streamed."""
+    return (streamed.token_seconds - resident.token_seconds) / resident.work.moe_layers
 
 
 def _shared(measured: Sequence[Measured], attention: float | None) -> list[float]:
-    """Return seconds for a layer, a row and a byte, of as many models; none is below zero."""
+    """Return seconds for a layer, a row and a byte; none is below zero."""
     terms = np.array([[m.work.layers, m.rows, m.nbytes] for m in measured], float)
     seconds = np.array(
         [

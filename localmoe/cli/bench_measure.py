@@ -173,9 +173,10 @@ def _words(figures: Figures) -> str:
         said.append(f"Memory: {memory / 1e9:.1f} GB/s, one core alone {core / 1e9:.1f}.")
     if figures.layer_seconds:
         said.append(f"A layer of a token takes {1e6 * figures.layer_seconds:.0f} us beside it.")
-    if figures.streamed_layer_seconds:
-        more = 1e6 * figures.streamed_layer_seconds
-        said.append(f"Streaming its experts takes {more:.0f} us more.")
+    if figures.streamed_layer_seconds or figures.streamed_expert_seconds:
+        more = 1e6 * (figures.streamed_layer_seconds or 0.0)
+        each = 1e6 * (figures.streamed_expert_seconds or 0.0)
+        said.append(f"Where its experts are streamed, {more:.0f} us more, and {each:.1f} for each.")
     if figures.missed_layer_seconds:
         more = 1e6 * figures.missed_layer_seconds
         said.append(f"Where some are missing, {more:.0f} us more beside waiting.")

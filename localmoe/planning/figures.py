@@ -57,6 +57,8 @@ class Figures:
     """What a layer of a token takes beside what the others say."""
     streamed_layer_seconds: float | None = None
     """What it takes more where its experts are streamed, and all of them are found."""
+    streamed_expert_seconds: float | None = None
+    """And for each expert that it uses."""
     missed_layer_seconds: float | None = None
     """And more where some are missing, beside waiting for them."""
     row_seconds: float | None = None
@@ -168,8 +170,8 @@ def _checked(values: Any) -> Figures:
         name: None if values.get(name) is None else _rate(values[name])
         for name in (
             *("memory_bytes_per_second", "core_memory_bytes_per_second"),
-            *("layer_seconds", "streamed_layer_seconds", "row_seconds"),
-            *("missed_layer_seconds", "attention_bytes_per_second"),
+            *("layer_seconds", "streamed_layer_seconds", "streamed_expert_seconds"),
+            *("missed_layer_seconds", "row_seconds", "attention_bytes_per_second"),
         )
     }
     return Figures(

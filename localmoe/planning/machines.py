@@ -20,8 +20,10 @@ OPERATIONS_PER_CORE = 60e9
 _ATTENTION_PER_CORE = 12e9
 """Keys and values that a core goes through in a second, each query head for itself, where nothing
 was measured: with eight query heads for each key 5 to 26 GB were found, the more the longer."""
-_STREAMED_LAYER_SECONDS, _MISSED_LAYER_SECONDS = 20e-6, 70e-6
-"""What a layer takes more where experts are streamed, and where some are missing, as measured."""
+_STREAMED_LAYER_SECONDS, _STREAMED_EXPERT_SECONDS = 11e-6, 1.2e-6
+"""What a layer takes more where its experts are streamed, and each that it uses: as measured."""
+_MISSED_LAYER_SECONDS = 70e-6
+"""And more where some are missing."""
 _SYSTEM_SHARE, _SYSTEM_BYTES = 0.06, 2 * GIB
 """What a desktop and its programs keep of the memory: the larger of both."""
 Shares = tuple[float, float, float]
@@ -73,6 +75,7 @@ class Machine:
                 rates,
                 kv_bytes_per_second=self.cores * _ATTENTION_PER_CORE * share,
                 streamed_layer_seconds=_STREAMED_LAYER_SECONDS,
+                streamed_expert_seconds=_STREAMED_EXPERT_SECONDS,
                 missed_layer_seconds=_MISSED_LAYER_SECONDS,
             )
             for rates, share in zip(views, _OPERATIONS, strict=True)

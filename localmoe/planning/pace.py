@@ -58,7 +58,7 @@ def decode_seconds(
     computing = before + experts
     if not work.moe_layers or hit_rate >= 1:
         return TokenSeconds(0.0, computing, computing)
-    streamed = work.moe_layers * rates.streamed_layer_seconds
+    streamed = work.moe_layers * rates.streamed_seconds(work.experts_used)
     apart = work.moe_layers * (1 - hit_rate**work.experts_used) * rates.missed_layer_seconds
     before, computing = before + streamed, computing + streamed + apart
     reading = sum(

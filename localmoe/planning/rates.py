@@ -34,6 +34,8 @@ class Rates:
     """What a layer of a token takes beside its weights."""
     streamed_layer_seconds: float = 0.0
     """What a layer takes more where its experts are streamed."""
+    streamed_expert_seconds: float = 0.0
+    """And for each expert that it uses."""
     missed_layer_seconds: float = 0.0
     """And more where some are missing, beside waiting: these are multiplied apart."""
     row_seconds: float = 0.0
@@ -50,6 +52,10 @@ class Rates:
         # The parts of an expert follow each other.
         waits = PARTS * math.ceil(missed / _AT_ONCE) * self.read_latency_seconds
         return missed * expert_nbytes / self.read_bytes_per_second + waits
+
+    def streamed_seconds(self, experts_used: int) -> float:
+        """Return what a layer takes more where its experts are streamed and none is missing."""
+        return self.streamed_layer_seconds + experts_used * self.streamed_expert_seconds
 
     def with_drive(self, factor: float) -> Rates:
         """Return the same with a drive that is faster or slower by this."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from dataclasses import replace
@@ -61,24 +62,27 @@ def test_a_death_of_one_lets_the_others_go_on(tmp_path: Path) -> None:
 class Truth:
     """A machine of which it is known what a token takes."""
 
-    streamed, missed, rate = 4e-5, 7e-5, 30e9
+    streamed, expert, missed, rate = 4e-5, 2e-6, 7e-5, 30e9
 
     def __init__(self, layer: float, row: float, attention: float) -> None:
         self.layer, self.row, self.attention = layer, row, attention
 
     def __call__(self, request: DecodeRequest) -> dict[str, Any]:
         plan = plan_model(Path(request.model), request.settings, 1 << 40)
-        work, heads = plan.work, {48: 256, 12: 512, 8: 2048, 2: 512}
-        positions = request.prompt_tokens + request.tokens / 2
+        work, positions = plan.work, request.prompt_tokens + request.tokens / 2
+        heads = [
+            plan.catalog.metadata[f"qwen3moe.attention.{key}"]
+            for key in ("head_count", "key_length")
+        ]
         seconds = work.layers * self.layer
         hit_rate, stall = 1.0, 0.0
         if plan.slot_plan.plan.streams:
-            seconds += work.layers * self.streamed
+            seconds += work.layers * (self.streamed + work.experts_used * self.expert)
             if plan.slot_plan.plan.slots < 0.9 * plan.slot_plan.plan.experts:
                 hit_rate, stall = 0.8, 2e-3
                 seconds += stall + work.layers * (1 - 0.8**work.experts_used) * self.missed
         seconds += (work.resident_rows + work.routed_rows) * self.row
-        seconds += 4 * positions * work.layers * heads[work.layers] / self.attention
+        seconds += 4 * positions * work.layers * math.prod(heads) / self.attention
         seconds += (work.resident_nbytes + work.routed_nbytes) / self.rate
         return report([seconds] * 3, hit_rate, stall)
 
@@ -91,6 +95,7 @@ def test_costs_are_told_apart(tmp_path: Path, layer: float, row: float, attentio
     found = measure_kernels(tmp_path, many, Truth(layer, row, attention))
     assert found.costs.layer_seconds == pytest.approx(layer, rel=1e-3)
     assert found.costs.streamed_layer_seconds == pytest.approx(4e-5, rel=1e-3)
+    assert found.costs.streamed_expert_seconds == pytest.approx(2e-6, rel=1e-3)
     assert found.costs.missed_layer_seconds == pytest.approx(7e-5, rel=1e-3)
     assert found.costs.row_seconds == pytest.approx(row, rel=1e-3)
     assert found.costs.attention_bytes_per_second == pytest.approx(attention, rel=1e-3)

@@ -124,9 +124,10 @@ def test_small_reads_are_slower_where_that_was_measured() -> None:
 
 
 def test_streaming_costs_where_experts_are_streamed_and_only_there() -> None:
-    rates = replace(RATES, streamed_layer_seconds=1e-3, missed_layer_seconds=1e-2)
+    costs = {"streamed_layer_seconds": 1e-3, "streamed_expert_seconds": 1e-4}
+    rates = replace(RATES, **costs, missed_layer_seconds=1e-2)
     few = 1 - 0.9**USED
-    for hit_rate, more in ((1.0, 0.0), (0.9, LAYERS * (1e-3 + few * 1e-2))):
+    for hit_rate, more in ((1.0, 0.0), (0.9, LAYERS * (1e-3 + USED * 1e-4 + few * 1e-2))):
         before, after = (decode_seconds(WORK, hit_rate, 0.0, each) for each in (RATES, rates))
         assert after.computing - before.computing == pytest.approx(more)
         assert after.expected - before.expected == pytest.approx(more)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,9 @@ import numpy as np
 
 from localmoe.backends.mlx.cache_arrays import leaves_of
 from localmoe.backends.mlx.kv_cache import PromptCache
+from localmoe.backends.sealed_state import read_sealed, unusable, write_sealed
 from localmoe.errors import EngineError
-from localmoe.replacing import replaced_file
 
-_DIGEST_NBYTES = 32
 _BODY = "state.safetensors"
 _STEP_NBYTES = 16 << 20
 _PLAIN = (bool, int, float, str, type(None))
@@ -31,12 +30,7 @@ def write(kv: PromptCache, path: Path, stamp: str) -> None:
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             body = Path(folder) / _BODY
             mx.save_safetensors(str(body), arrays, head)
-            digest = hashlib.sha256()
-            with body.open("rb") as source, replaced_file(path) as file:
-                while piece := source.read(_STEP_NBYTES):
-                    digest.update(piece)
-                    file.write(piece)
-                file.write(digest.digest())
+            write_sealed(path, _pieces(body))
     except OSError as error:
         raise EngineError(f"could not write the state to {path}: {error.strerror}") from error
     except RuntimeError as error:
@@ -45,33 +39,33 @@ def write(kv: PromptCache, path: Path, stamp: str) -> None:
 
 def read(kv: PromptCache, path: Path, stamp: str, capacity: int) -> tuple[list[Any], list[int]]:
     """Return caches like those of `kv`, and tokens, that `write` wrote. Raises EngineError."""
+    body = read_sealed(path)
     try:
-        data = path.read_bytes()
-        body, digest = data[:-_DIGEST_NBYTES], data[-_DIGEST_NBYTES:]
-        if len(data) <= _DIGEST_NBYTES + 8:
-            raise _unusable(path, "it is too short")
-        if hashlib.sha256(body).digest() != digest:
-            raise _unusable(path, "it is damaged or cut off (wrong checksum)")
         with tempfile.TemporaryDirectory() as folder:
             copy = Path(folder) / _BODY
             copy.write_bytes(body)
             loaded: Any = mx.load(str(copy), return_metadata=True)
             mx.eval(loaded[0])
     except OSError as error:
-        raise _unusable(path, error.strerror or str(error)) from error
+        raise unusable(path, error.strerror or error) from error
     except RuntimeError as error:
-        raise _unusable(path, f"it is not of the form that is known ({error})") from error
+        raise unusable(path, f"it is not of the form that is known ({error})") from error
     arrays, head = loaded
     layers = kv.fresh()
     if head.get("stamp") != stamp or head.get("kinds") != _kinds(layers):
-        raise _unusable(path, "it was written for another model")
+        raise unusable(path, "it was written for another model")
     tokens = [int(token) for token in arrays["tokens"].tolist()]
     if len(tokens) > capacity:
-        reason = f"it holds {len(tokens)} tokens and the context has {capacity}"
-        raise _unusable(path, reason)
+        raise unusable(path, f"it holds {len(tokens)} tokens and the context has {capacity}")
     for leaf, said in zip(_leaves(layers), json.loads(head["caches"]), strict=True):
         vars(leaf).update(_unpacked(said, arrays))
     return layers, tokens
+
+
+def _pieces(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while piece := file.read(_STEP_NBYTES):
+            yield piece
 
 
 def _packed(value: Any, name: str, arrays: dict[str, mx.array]) -> Any:
@@ -109,7 +103,3 @@ def _leaves(layers: list[Any]) -> list[Any]:
 
 def _kinds(layers: list[Any]) -> str:
     return " ".join(type(leaf).__name__ for leaf in _leaves(layers))
-
-
-def _unusable(path: Path, reason: str) -> EngineError:
-    return EngineError(f"{path} is not a usable state of this model: {reason}")

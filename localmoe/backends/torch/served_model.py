@@ -15,6 +15,7 @@ from localmoe.backends.torch.source import TorchSource
 from localmoe.cache.expert_cache import ExpertCache
 from localmoe.cache.profile import Profile, first_rates
 from localmoe.closing import Closing
+from localmoe.errors import InterruptedDecodeError
 from localmoe.settings import Progress
 from localmoe.weights.catalog import Catalog
 
@@ -58,6 +59,8 @@ class ServedModel(Closing):
 
         Raises LocalMoeError, RuntimeError.
         """
+        if self.server.interrupted:
+            raise InterruptedDecodeError("the decode was interrupted")
         ids = torch.tensor([list(tokens)], dtype=torch.long, device=self.model.device)
         try:
             with torch.inference_mode():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,10 @@ from safetensors.torch import load, save
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from localmoe.backends.sealed_state import read_sealed, unusable, write_sealed
 from localmoe.backends.torch.kv_cache import KvCache
 from localmoe.errors import EngineError
-from localmoe.replacing import replaced_file
 
-_DIGEST_NBYTES = 32
 _PLAIN = (bool, int, float, str, type(None))
 
 
@@ -29,46 +27,23 @@ def write(kv: KvCache, path: Path, stamp: str) -> None:
     ]
     head = {"stamp": stamp, "layers": json.dumps(layers)}
     data = save({name: tensor.contiguous() for name, tensor in tensors.items()}, head)
-    try:
-        with replaced_file(path) as file:
-            file.write(data)
-            file.write(hashlib.sha256(data).digest())
-    except OSError as error:
-        raise EngineError(f"could not write the state to {path}: {error.strerror}") from error
+    write_sealed(path, [data])
 
 
 def read(path: Path, model: PreTrainedModel, stamp: str, capacity: int) -> tuple[Any, list[int]]:
     """Return the cache and the tokens of a context that `write` wrote. Raises EngineError."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise EngineError(
-            f"{path} is not a usable state of this model: {error.strerror}"
-        ) from error
-    reason, found = _checked(data, stamp)
-    if found is not None:
-        tensors, layers = found
-        tokens = [int(token) for token in tensors["tokens"].tolist()]
-        if len(tokens) <= capacity:
-            return _cache(model, layers, tensors), tokens
-        reason = f"it holds {len(tokens)} tokens and the context has {capacity}"
-    raise EngineError(f"{path} is not a usable state of this model: {reason}")
-
-
-def _checked(data: bytes, stamp: str) -> tuple[str, tuple[dict[str, Tensor], list[Any]] | None]:
-    """Return why a file cannot be used, or its tensors and what is said of them."""
-    body, digest = data[:-_DIGEST_NBYTES], data[-_DIGEST_NBYTES:]
-    if len(data) <= _DIGEST_NBYTES + 8:
-        return "it is too short", None
-    if hashlib.sha256(body).digest() != digest:
-        return "it is damaged or cut off (wrong checksum)", None
+    body = read_sealed(path)
     try:
         head = json.loads(body[8 : 8 + int.from_bytes(body[:8], "little")])["__metadata__"]
         if head.get("stamp") != stamp:
-            return "it was written for another model", None
-        return "", (load(body), json.loads(head["layers"]))
+            raise unusable(path, "it was written for another model")
+        tensors, layers = load(body), json.loads(head["layers"])
     except (SafetensorError, ValueError, KeyError, AttributeError, TypeError) as error:
-        return f"it is not of the form that is known ({error})", None
+        raise unusable(path, f"it is not of the form that is known ({error})") from error
+    tokens = [int(token) for token in tensors["tokens"].tolist()]
+    if len(tokens) > capacity:
+        raise unusable(path, f"it holds {len(tokens)} tokens and the context has {capacity}")
+    return _cache(model, layers, tensors), tokens
 
 
 def _packed(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
