@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,17 +14,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import zoo_torch
+from engine_contract import GROWING, RECURRENT, TOKENS, WINDOWED, EngineContract
 from localmoe.backends.torch import footprint
 from localmoe.backends.torch.engine import TorchEngine
 from localmoe.backends.torch.load import load
 from localmoe.backends.torch.weight import Weight
-from localmoe.cache.direct_file import DirectFile
 from localmoe.errors import (
     BudgetError,
-    ContextFullError,
-    EngineError,
-    ExpertReadError,
-    InterruptedDecodeError,
     ModelError,
     ModelFormatError,
     ModelNotFoundError,
@@ -37,8 +31,6 @@ from localmoe.settings import Settings
 from localmoe.weights.catalog import Extent
 from localmoe.weights.safetensors import StoredTensor
 
-GROWING, WINDOWED, RECURRENT = "qwen3_moe", "afmoe", "qwen3_next"
-TOKENS = [(17 * place + 5) % 300 for place in range(48)]
 Load = Callable[..., TorchEngine]
 
 
@@ -69,141 +61,13 @@ def engines(folders: dict[str, Path]) -> Iterator[Load]:
         engine.close()
 
 
-def test_positions_and_logits(engines: Load) -> None:
-    engine = engines()
-    assert (engine.position, engine.architecture) == (0, GROWING)
-    assert engine.decode(TOKENS[:5]).shape == (1, zoo_torch.VOCABULARY)
-    assert engine.decode(TOKENS[5:9], "all").shape == (4, zoo_torch.VOCABULARY)
-    assert engine.decode(TOKENS[9:11], "none").shape == (0, zoo_torch.VOCABULARY)
-    assert (engine.position, engine.stats().tokens) == (11, 11)
-    assert engine.stats().read_bytes > 0
-    assert engine.load_seconds > 0
+@pytest.fixture(params=[GROWING, WINDOWED, RECURRENT])
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
-@pytest.mark.parametrize("name", [GROWING, WINDOWED, RECURRENT])
-def test_going_back_leaves_no_trace(engines: Load, name: str) -> None:
-    whole, engine = engines(name), engines(name)
-    whole.decode(TOKENS[:20])
-    expected = whole.decode(TOKENS[20:22], "all")
-    engine.decode(TOKENS[:20])
-    engine.mark()
-    engine.decode(TOKENS[30:40])
-    assert engine.truncate(20) == 20
-    assert np.array_equal(engine.decode(TOKENS[20:22], "all"), expected)
-    assert engine.truncate(20) == 20  # the mark is still there
-    assert np.array_equal(engine.decode(TOKENS[20:22], "all"), expected)
-    back = engine.truncate(3)
-    assert back == (3 if engine.can_rewind else 0)
-    assert engine.can_rewind == (name == GROWING)
-    assert engine.truncate(100) == back
-
-
-@pytest.mark.parametrize("name", [GROWING, WINDOWED, RECURRENT])
-def test_a_saved_state_goes_on_where_it_was(engines: Load, name: str, tmp_path: Path) -> None:
-    engine, other = engines(name), engines(name)
-    engine.decode(TOKENS[:40])
-    engine.save(tmp_path / "state")
-    expected = engine.decode(TOKENS[40:43], "all")
-    other.decode(TOKENS[3:9])
-    other.restore(tmp_path / "state")
-    assert other.position == 40
-    assert np.array_equal(other.decode(TOKENS[40:43], "all"), expected)
-    assert os.listdir(tmp_path) == ["state"]
-
-
-@pytest.mark.parametrize(
-    ("damage", "reason"),
-    [
-        (lambda data: data[:-1], "wrong checksum"),
-        (lambda data: data[:20], "too short"),
-        (lambda data: bytes([data[0] ^ 1]) + data[1:], "wrong checksum"),
-        (lambda data: b"", "too short"),
-    ],
-)
-def test_a_damaged_state_changes_nothing(
-    engines: Load, tmp_path: Path, damage: Callable[[bytes], bytes], reason: str
-) -> None:
-    engine = engines()
-    engine.decode(TOKENS[:6])
-    path = tmp_path / "state"
-    engine.save(path)
-    path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(EngineError, match=reason):
-        engine.restore(path)
-    assert engine.position == 6
-    with pytest.raises(EngineError, match="No such file"):
-        engine.restore(tmp_path / "none")
-
-
-def test_a_state_belongs_to_one_model_and_must_fit(engines: Load, tmp_path: Path) -> None:
-    engine = engines()
-    engine.decode(TOKENS[:30])
-    engine.save(tmp_path / "state")
-    with pytest.raises(EngineError, match="another model"):
-        engines(WINDOWED).restore(tmp_path / "state")
-    with pytest.raises(EngineError, match="30 tokens and the context has 16"):
-        engines(context_tokens=16).restore(tmp_path / "state")
-
-
-def test_what_cannot_be_decoded_is_refused(engines: Load) -> None:
-    engine = engines(context_tokens=16)
-    with pytest.raises(EngineError, match="at least one token"):
-        engine.decode([])
-    with pytest.raises(EngineError, match="0 to 319"):
-        engine.decode([320])
-    with pytest.raises(ContextFullError, match="16 are free"):
-        engine.decode(TOKENS[:17])
-    engine.decode(TOKENS[:16])
-    engine.close()
-    engine.close()
-    with pytest.raises(EngineError, match="closed"):
-        engine.decode(TOKENS[:1])
-
-
-@pytest.mark.parametrize("name", [GROWING, RECURRENT])
-def test_an_interrupted_decode_is_as_if_it_had_not_been(engines: Load, name: str) -> None:
-    engine, other = engines(name), engines(name)
-    engine.decode(TOKENS[:8])
-    engine.mark()
-    seen: list[int] = []
-
-    def interrupt(_kind: str, keys: Any) -> None:
-        seen.extend(keys)
-        engine.interrupt()
-
-    engine.watch_experts(interrupt)
-    with pytest.raises(InterruptedDecodeError):
-        engine.decode(TOKENS[8:12])
-    engine.watch_experts(None)
-    assert seen
-    assert engine.position == 8
-    other.decode(TOKENS[:8])
-    assert np.array_equal(engine.decode(TOKENS[8:12]), other.decode(TOKENS[8:12]))
-
-
-def test_a_read_that_fails_is_told_and_the_next_request_works(
-    engines: Load, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    engine, other = engines(), engines()
-    engine.decode(TOKENS[:8])
-    with monkeypatch.context() as patch:
-        # What fails must not be in memory already: ask for tokens that were not seen.
-        patch.setattr(DirectFile, "_fill", lambda *_: False)
-        with pytest.raises(ExpertReadError, match="safetensors"):
-            engine.decode(TOKENS[8:30])
-    assert engine.position == 8
-    other.decode(TOKENS[:8])
-    assert np.array_equal(engine.decode(TOKENS[8:30]), other.decode(TOKENS[8:30]))
-
-
-def test_an_engine_may_be_closed_in_another_thread(engines: Load) -> None:
-    engine = engines()
-    engine.decode(TOKENS[:3])
-    thread = threading.Thread(target=engine.close)
-    thread.start()
-    thread.join()
-    with pytest.raises(EngineError, match="closed"):
-        engine.stats()
+class TestTorchEngine(EngineContract):
+    n_vocab = zoo_torch.VOCABULARY
 
 
 def test_a_budget_too_small_names_one_that_works(folders: dict[str, Path]) -> None:
