@@ -68,6 +68,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 class TestTorchEngine(EngineContract):
     n_vocab = zoo_torch.VOCABULARY
+    few_slots = 4
 
 
 def test_a_budget_too_small_names_one_that_works(folders: dict[str, Path]) -> None:
