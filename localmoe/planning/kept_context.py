@@ -31,6 +31,8 @@ _WINDOWS = {
     "hybrid_sliding": ("sliding_window", "sliding_window_size"),
     "chunked_attention": ("attention_chunk_size",),
 }
+INDEX_HEADS = ("index_n_heads", "indexer_n_heads")
+"""Of those that choose which tokens are attended to."""
 RATES = "compress_rates"
 """Tokens that become one entry, by kind of layer."""
 
@@ -40,11 +42,18 @@ class KeptContext:
     """Bytes that each layer keeps of a full context."""
 
     layers: tuple[int, ...]
+    copied: tuple[bool, ...]
+    """Which of them grow by copying: windows, states, what several tokens become, and indexes."""
+
+    @property
+    def of_copied(self) -> tuple[int, ...]:
+        """Bytes of those that grow by copying."""
+        return tuple(n for n, copied in zip(self.layers, self.copied, strict=True) if copied)
 
     @property
     def nbytes(self) -> int:
-        """All layers together, and the largest once more: it is copied while a token is added."""
-        return sum(self.layers) + max(self.layers, default=0)
+        """All layers together, and the largest that is copied once more."""
+        return sum(self.layers) + max(self.of_copied, default=0)
 
 
 def kept_context(layout: CheckpointLayout, tokens: int, step_tokens: int = 0) -> KeptContext:
@@ -61,19 +70,22 @@ def kept_context(layout: CheckpointLayout, tokens: int, step_tokens: int = 0) ->
     types = _layer_types(config)
     state = recurrent_state(layout)
     nbytes = DTYPE_NBYTES[config.dtype]
-    layers = []
+    indexed = bool(config.number(*INDEX_HEADS))
+    layers, copied = [], []
     for layer in range(max(found.widths) + 1):
         if layer in found.recurrent:
             layers.append(state.nbytes if state else 0)
+            copied.append(True)
             continue
         kind = types[layer] if layer < len(types) else ""
         held = _held(config, kind, tokens, step_tokens)
-        layers.append(held * found.widths.get(layer, 0) * nbytes)
-    return KeptContext(tuple(layers))
+        layers.append((tokens if held is None else held) * found.widths.get(layer, 0) * nbytes)
+        copied.append(held is not None or indexed)
+    return KeptContext(tuple(layers), tuple(copied))
 
 
-def _held(config: CheckpointConfig, kind: str, tokens: int, step_tokens: int) -> int:
-    """Return of how many tokens a layer of this kind keeps something."""
+def _held(config: CheckpointConfig, kind: str, tokens: int, step_tokens: int) -> int | None:
+    """Return of how many tokens a layer of this kind keeps something; None: of all."""
     names = _WINDOWS.get(kind)
     window = config.number(*names) if names else None
     if window:
@@ -82,7 +94,7 @@ def _held(config: CheckpointConfig, kind: str, tokens: int, step_tokens: int) ->
     rate = rates.get(kind) if isinstance(rates, Mapping) else None
     if type(rate) is int and rate > 0:
         return min(tokens, (config.number("sliding_window") or 0) + tokens // rate)
-    return tokens
+    return None
 
 
 class _Widths:

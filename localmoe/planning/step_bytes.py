@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from localmoe.planning.kept_context import DTYPE_NBYTES, RATES, kept_context
+from localmoe.planning.kept_context import DTYPE_NBYTES, INDEX_HEADS, RATES, kept_context
 from localmoe.planning.recurrent_state import recurrent_state
 from localmoe.weights.checkpoint_config import CheckpointConfig
 from localmoe.weights.checkpoint_layout import CheckpointLayout
@@ -16,7 +16,7 @@ from localmoe.weights.checkpoint_layout import CheckpointLayout
 LONGEST_CHUNK = 512
 _SCRATCH = 1.25
 """What kernels take for themselves, over what tensors take."""
-_ROWS_AT_ONCE = 3.3
+_ROWS_AT_ONCE = 2.6
 """Of a layer's rows, as wide as the model and its queries, so many are there at once."""
 _SCORES_AT_ONCE = 3
 """Tables of scores that are there at once, where attention is computed plainly."""
@@ -41,8 +41,9 @@ def step_nbytes(layout: CheckpointLayout, context_tokens: int, tokens: int) -> i
     config = layout.config
     nbytes = DTYPE_NBYTES[config.dtype]
     read = max(0, context_tokens - LONGEST_CHUNK) + min(tokens, context_tokens)
-    # The context is made anew with the step's tokens: transformers' cache grows by copying.
-    context = sum(kept_context(layout, read, tokens).layers)
+    # Windows are made anew with the step's tokens, and hold them until the next step.
+    during, after = kept_context(layout, read, tokens), kept_context(layout, context_tokens)
+    context = max(0, sum(during.of_copied) - sum(after.of_copied))
     heads, width = _heads(config)
     hidden = config.number("hidden_size") or 0
     dense = config.number("intermediate_size") or 0
@@ -51,7 +52,7 @@ def step_nbytes(layout: CheckpointLayout, context_tokens: int, tokens: int) -> i
     attention = entries * _expanded(layout, tokens) * nbytes + tokens * read
     if config.model_type in _PLAIN_ATTENTION:
         attention += _SCORES_AT_ONCE * heads * tokens * entries * nbytes
-    index_heads = config.number("index_n_heads", "indexer_n_heads") or 0
+    index_heads = config.number(*INDEX_HEADS) or 0
     indexed = entries // (config.number(*_INDEX_RATES) or 1)
     attention += _INDEX_SCORES_AT_ONCE * index_heads * tokens * indexed * 4
     state = recurrent_state(layout)

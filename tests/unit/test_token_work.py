@@ -16,7 +16,17 @@ from localmoe.synthetic.config import Config
 from localmoe.synthetic.writer import write_uniform
 from localmoe.weights.catalog import Catalog
 
-SMALL = replace(narrow(), layers=2, embedding=128, experts=4, experts_used=3, head_size=32)
+SMALL = replace(
+    narrow(),
+    layers=2,
+    embedding=128,
+    heads=4,
+    kv_heads=4,
+    head_size=32,
+    experts=4,
+    experts_used=3,
+    expert_feed_forward=64,
+)
 
 
 def work_of(config: Config) -> TokenWork:

@@ -30,7 +30,7 @@ class TorchEngine(CheckpointEngine[ServedModel, KvCache]):
         plan: MemoryPlan,
         generation_defaults: dict[str, float],
     ) -> None:
-        context = KvCache(served.model.config)
+        context = KvCache(served.model.config, plan.context_tokens)
         super().__init__(served, context, tokenizer, plan, generation_defaults)
 
     @property
@@ -50,9 +50,7 @@ class TorchEngine(CheckpointEngine[ServedModel, KvCache]):
     def restore(self, path: Path) -> None:
         """Read back a state; see `Engine.restore`. Raises EngineError."""
         served = self._open()
-        room = self._plan.context_tokens
-        cache, tokens = state.read(path, served.model, served.stamp, room)
-        self._kv.replace(cache, tokens)
+        self._kv.replace(*state.read(self._kv, path, served.stamp, served.model.device))
 
     def stats(self) -> Stats:
         """Return a snapshot of the counters."""

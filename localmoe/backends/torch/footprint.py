@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache, PreTrainedModel
 
+from localmoe.backends.torch.kv_layer import RoomyLayer, new_cache
 from localmoe.backends.torch.stripped import Stripped
 from localmoe.errors import UnsupportedModelError
 
@@ -41,7 +42,7 @@ def footprints(
     The model is on the meta device, without experts. Raises UnsupportedModelError.
     """
     chunks = [chunk for chunk in CHUNKS if chunk <= context_tokens]
-    cache = DynamicCache(config=model.config)
+    cache = new_cache(model.config, context_tokens)
     with _experts_that_do_nothing(stripped):
         if context_tokens > chunks[0]:
             _step(model, cache, context_tokens - chunks[0])
@@ -56,23 +57,37 @@ def footprints(
 
 
 def _kv_bytes(cache: DynamicCache) -> int:
-    """Return what a cache takes; a layer's is there twice while a token is added to it."""
-    sizes = [sum(_nbytes(vars(layer))) for layer in cache.layers]
-    return sum(sizes) + max(sizes, default=0)
+    """Return what a cache takes; what grows by copying is there twice for a moment, by layers."""
+    sizes = [sum(map(_nbytes, _tensors(vars(layer)))) for layer in cache.layers]
+    copied = [
+        size
+        for layer, size in zip(cache.layers, sizes, strict=True)
+        if type(layer) is not RoomyLayer
+    ]
+    return sum(sizes) + max(copied, default=0)
 
 
-def _nbytes(values: dict[Any, Any]) -> Iterator[int]:
+def _tensors(values: dict[Any, Any]) -> Iterator[Tensor]:
     for value in values.values():
         if isinstance(value, Tensor):
-            yield value.numel() * value.element_size()
+            yield value
         elif isinstance(value, dict):
-            yield from _nbytes(value)
+            yield from _tensors(value)
+
+
+def _nbytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
 
 
 def _peak_bytes(model: PreTrainedModel, cache: DynamicCache, tokens: int) -> int:
-    with _Peak() as peak:
+    """Return what a step takes beside the cache that it leaves, which is counted by itself."""
+    held = [tensor for layer in cache.layers for tensor in _tensors(vars(layer))]
+    with _Peak(held) as peak:
+        before = sum(map(_nbytes, held))
+        del held
         _step(model, cache, tokens)
-    return int(peak.most_bytes * (1 + _SCRATCH_SHARE))
+    beside = before + peak.most_bytes - _kv_bytes(cache)
+    return int(max(0, beside) * (1 + _SCRATCH_SHARE))
 
 
 def _step(model: PreTrainedModel, cache: DynamicCache, tokens: int) -> None:
@@ -92,13 +107,17 @@ def _step(model: PreTrainedModel, cache: DynamicCache, tokens: int) -> None:
 
 
 class _Peak(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of all tensors that are made while it lasts, and how many there were."""
+    """Counts the bytes of all tensors that are made while it lasts, less those that go."""
 
-    def __init__(self) -> None:
+    def __init__(self, held: Sequence[Tensor]) -> None:
+        """`held` were made before and may go: some layers of a cache grow by copying."""
         super().__init__()  # type: ignore[no-untyped-call]
         self.most_bytes = 0
         self._bytes = 0
         self._uses: dict[int, int] = {}
+        for tensor in held:
+            self._made(tensor)
+        self._bytes = self.most_bytes = 0
 
     def __torch_dispatch__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None

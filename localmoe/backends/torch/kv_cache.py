@@ -6,7 +6,9 @@ import copy
 from typing import Any
 
 from transformers import DynamicCache, PretrainedConfig
-from transformers.cache_utils import DynamicIndexedLayer, DynamicLayer
+from transformers.cache_utils import DynamicIndexedLayer
+
+from localmoe.backends.torch.kv_layer import RoomyLayer, new_cache
 
 _MARKS = 2
 
@@ -14,9 +16,9 @@ _MARKS = 2
 class KvCache:
     """The cache of one stream of tokens; `tokens` are those that it has seen."""
 
-    def __init__(self, config: PretrainedConfig) -> None:
-        self._config = config
-        self.cache = DynamicCache(config=config)
+    def __init__(self, config: PretrainedConfig, context_tokens: int) -> None:
+        self._config, self.context_tokens = config, context_tokens
+        self.cache = self.fresh()
         self.tokens: list[int] = []
         self._marks: dict[int, list[Any]] = {}
 
@@ -51,11 +53,15 @@ class KvCache:
             n = max((at for at in self._marks if at <= n), default=0)
         self._marks = {at: mark for at, mark in self._marks.items() if at <= n}
         if n == 0:
-            self.cache = DynamicCache(config=self._config)
+            self.cache = self.fresh()
         else:
             self._cut(n)
         del self.tokens[n:]
         return n
+
+    def fresh(self) -> DynamicCache:
+        """Return an empty cache of the kinds that the model has."""
+        return new_cache(self._config, self.context_tokens)
 
     def replace(self, cache: DynamicCache, tokens: list[int]) -> None:
         """Take another cache in place of this one; marks are forgotten."""
@@ -64,7 +70,7 @@ class KvCache:
 
     def free(self) -> None:
         """Let all memory go."""
-        self.replace(DynamicCache(config=self._config), self.tokens)
+        self.replace(self.fresh(), self.tokens)
 
     def _cut(self, n: int) -> None:
         kept = self._marks.get(n) or [None] * len(self.cache.layers)
@@ -77,4 +83,4 @@ class KvCache:
 
 def _is_whole(layer: Any) -> bool:
     """Whether a layer has all that it has seen."""
-    return type(layer) in (DynamicLayer, DynamicIndexedLayer)
+    return type(layer) in (RoomyLayer, DynamicIndexedLayer)

@@ -10,10 +10,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache
 
 from localmoe.backends.sealed_state import read_sealed, unusable, write_sealed
 from localmoe.backends.torch.kv_cache import KvCache
+from localmoe.backends.torch.kv_layer import held_values
 from localmoe.errors import EngineError
 
 _PLAIN = (bool, int, float, str, type(None))
@@ -23,15 +24,18 @@ def write(kv: KvCache, path: Path, stamp: str) -> None:
     """Write a context, whole or not at all. Raises EngineError."""
     tensors: dict[str, Tensor] = {"tokens": torch.tensor(kv.tokens, dtype=torch.int64)}
     layers = [
-        _packed(vars(layer), f"{place}", tensors) for place, layer in enumerate(kv.cache.layers)
+        _packed(held_values(layer), f"{place}", tensors)
+        for place, layer in enumerate(kv.cache.layers)
     ]
     head = {"stamp": stamp, "layers": json.dumps(layers)}
     data = save({name: tensor.contiguous() for name, tensor in tensors.items()}, head)
     write_sealed(path, [data])
 
 
-def read(path: Path, model: PreTrainedModel, stamp: str, capacity: int) -> tuple[Any, list[int]]:
-    """Return the cache and the tokens of a context that `write` wrote. Raises EngineError."""
+def read(
+    kv: KvCache, path: Path, stamp: str, device: torch.device
+) -> tuple[DynamicCache, list[int]]:
+    """Return a cache like that of `kv`, and tokens, that `write` wrote. Raises EngineError."""
     body = read_sealed(path)
     try:
         head = json.loads(body[8 : 8 + int.from_bytes(body[:8], "little")])["__metadata__"]
@@ -41,9 +45,10 @@ def read(path: Path, model: PreTrainedModel, stamp: str, capacity: int) -> tuple
     except (SafetensorError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise unusable(path, f"it is not of the form that is known ({error})") from error
     tokens = [int(token) for token in tensors["tokens"].tolist()]
-    if len(tokens) > capacity:
-        raise unusable(path, f"it holds {len(tokens)} tokens and the context has {capacity}")
-    return _cache(model, layers, tensors), tokens
+    if len(tokens) > kv.context_tokens:
+        room = f"the context has {kv.context_tokens}"
+        raise unusable(path, f"it holds {len(tokens)} tokens and {room}")
+    return _filled(kv.fresh(), layers, tensors, device), tokens
 
 
 def _packed(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
@@ -77,10 +82,11 @@ def _unpacked(said: Any, tensors: dict[str, Tensor], device: torch.device) -> An
     return device if kind == "device" else value
 
 
-def _cache(model: PreTrainedModel, layers: list[Any], tensors: dict[str, Tensor]) -> DynamicCache:
-    cache = DynamicCache(config=model.config)
+def _filled(
+    cache: DynamicCache, layers: list[Any], tensors: dict[str, Tensor], device: torch.device
+) -> DynamicCache:
     while len(cache.layers) < len(layers):
         cache.layers.append(cache.layer_class_to_replicate())
     for layer, said in zip(cache.layers, layers, strict=True):
-        vars(layer).update(_unpacked(said, tensors, model.device))
+        vars(layer).update(_unpacked(said, tensors, device))
     return cache

@@ -168,7 +168,7 @@ def test_context_and_steps_are_what_the_engine_sets_aside(name: str) -> None:
     assert kept.nbytes == pytest.approx(found[0].kv_bytes, rel=0.05)
     for footprint in (found[0], found[-1]):
         step = step_nbytes(layout, context, footprint.chunk_tokens)
-        assert step == pytest.approx(footprint.compute_bytes, rel=0.25)
+        assert step == pytest.approx(footprint.compute_bytes, rel=0.25, abs=8 << 20)
 
 
 def _layout_of(model: PreTrainedModel) -> CheckpointLayout:
