@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from contextlib import suppress
 from typing import Annotated
 
 import typer
 
 from localmoe import LocalMoeError, LostRankError, __version__
+from localmoe.backends.ranks.joined import has_joined
 from localmoe.cli import bench, doctor, follow, inspect, models, plan, pull, run, serve, trace
 from localmoe.cli.hosts import launched_ranks
 from localmoe.cli.terminal import discard_output, error_line
@@ -60,9 +62,22 @@ def _options(
 def main() -> None:
     """Run the command line and exit: 0, 1 for an error, 2 for wrong usage, 130 after Ctrl-C."""
     try:
+        _run()
+    except SystemExit as ended:
+        if not has_joined():
+            raise
+        with suppress(BrokenPipeError):  # who read it has seen enough
+            sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(ended.code if isinstance(ended.code, int) else int(ended.code is not None))
+
+
+def _run() -> None:
+    try:
         ranks = launched_ranks()
         if ranks and ranks.rank > 0:
             follow.follow(ranks)
+            sys.exit(0)
         else:
             app(prog_name="localmoe")
     except LostRankError as error:

@@ -24,7 +24,8 @@ from zoo_torch.tokenizer import write_tokenizer
 pytestmark = pytest.mark.slow
 
 SHORT = ("--max-tokens", "6", "--temperature", "0", "--context", "128", "--no-profile", "--raw")
-LONG = ("--max-tokens", "100000", "--context", "8k", "--no-profile", "--raw")
+# Greedy: what is sampled may come to an end before a test has looked at it.
+LONG = ("--max-tokens", "100000", "--temperature", "0", "--context", "8k", "--no-profile", "--raw")
 Start = Callable[..., subprocess.Popen[str]]
 
 

@@ -11,6 +11,7 @@ import mlx_lm
 from mlx import nn
 from mlx_lm.models.cache import make_prompt_cache
 
+from localmoe.backends.ranks.joined import note_joined
 from localmoe.errors import EngineError, UnsupportedModelError
 from localmoe.settings import Ranks
 
@@ -85,6 +86,7 @@ class Pipeline:
                 f"{self._ranks.rank} of {self._ranks.size}: start again"
             )
         Pipeline._joined = self._ranks
+        note_joined()
         self._split.pipeline_rank, self._split.pipeline_size = self._ranks.rank, self._ranks.size
 
     def anybody(self, says_so: bool) -> bool:
