@@ -6,6 +6,7 @@ from collections import Counter
 
 from localmoe.planning.kept_context import DTYPE_NBYTES
 from localmoe.planning.token_work import TokenWork
+from localmoe.weights.checkpoint_config import CheckpointConfig
 from localmoe.weights.checkpoint_layout import CheckpointLayout
 
 _EMBEDDINGS = (
@@ -44,7 +45,14 @@ def checkpoint_work(layout: CheckpointLayout) -> TokenWork:
         moe_layers=len(layers),
         experts_used=max((layer.n_experts_used for layer in layers), default=0),
         numbers_per_byte={kind: numbers[kind] / nbytes_of[kind] for kind in nbytes_of},
+        queries_per_key=_queries_per_key(layout.config),
     )
+
+
+def _queries_per_key(config: CheckpointConfig) -> float:
+    """Return query heads for each key head; latent attention says that they are as many."""
+    heads = config.number("num_attention_heads") or 1
+    return heads / (config.number("num_key_value_heads") or heads)
 
 
 def _routed(layout: CheckpointLayout) -> tuple[Counter[str], Counter[str]]:

@@ -1,4 +1,4 @@
-"""What a GPU would change. Nothing computes on one yet: this says what it would be worth."""
+"""What a GPU would change for GGUF files, which the processor computes: what it would be worth."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ _OPERATIONS = (0.5, 0.75, 1.0)
 
 @dataclass(frozen=True)
 class Graphics:
-    """What a GPU adds. localmoe computes on the CPU today."""
+    """What a GPU would add: GGUF files are computed by the processor."""
 
     memory_bytes: int
     """Its own memory; 0 where it shares the processor's."""

@@ -171,6 +171,14 @@ def test_context_and_steps_are_what_the_engine_sets_aside(name: str) -> None:
         assert step == pytest.approx(footprint.compute_bytes, rel=0.25, abs=8 << 20)
 
 
+@pytest.mark.parametrize(("name", "found"), [("qwen3_moe", 8.0), ("deepseek_v3", 1.0)])
+def test_query_heads_for_each_key_head(name: str, found: float) -> None:
+    config: PretrainedConfig = CONFIG_MAPPING[name](num_hidden_layers=4, **SHAPES[name])
+    model = on_meta(config, torch.bfloat16)
+    strip(model)
+    assert checkpoint_work(_layout_of(model)).queries_per_key == found
+
+
 def _layout_of(model: PreTrainedModel) -> CheckpointLayout:
     """Return the layout of a checkpoint of this model, but for its experts."""
     tensors = {
