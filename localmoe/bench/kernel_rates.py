@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from localmoe.bench.small_models import Measured, Run, SmallModel, wide
-from localmoe.bench.token_costs import TYPE, CostModels, TokenCosts
+from localmoe.bench.token_costs import TYPE, CostModels, beside
 from localmoe.errors import LocalMoeError
-from localmoe.planning.figures import Kernel
+from localmoe.planning.figures import Kernel, TokenCosts
 from localmoe.settings import Progress
 
 TYPES = ("Q4_K", "Q6_K", "Q8_0", "Q5_K", "Q3_K", "Q2_K", "IQ2_XXS", "IQ4_XS", "MXFP4", "BF16")
@@ -80,13 +80,15 @@ def _reason(error: Exception) -> str:
 
 def _is_doubtful(measured: Measured, costs: TokenCosts) -> bool:
     """Whether samples differ, or products are less than half of a token: one of both is noise."""
-    return measured.is_doubtful or costs.estimated(measured) > measured.token_seconds / 2
+    return measured.is_doubtful or beside(costs, measured) > measured.token_seconds / 2
 
 
 def _kernel(measured: Measured, costs: TokenCosts) -> Kernel:
     """Take away what is not products; the routers of other types count as this one."""
     operations = sum(measured.work.operations(kind) for kind in measured.work.types)
+    # Half of a token at least is its products: more is noise of the models measured here.
+    products = max(measured.token_seconds - beside(costs, measured), measured.token_seconds / 2)
     return Kernel(
-        measured.nbytes / (measured.token_seconds - costs.beside(measured)),
+        measured.nbytes / products,
         operations / measured.prefill_seconds,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import statistics
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import psutil
@@ -74,12 +74,7 @@ def measure_machine(request: MeasureRequest, run: Run, progress: Progress | None
         is_direct=reads.is_direct,
         memory_bytes_per_second=statistics.median(together),
         core_memory_bytes_per_second=statistics.median(alone),
-        layer_seconds=kernels.costs.layer_seconds,
-        streamed_layer_seconds=kernels.costs.streamed_layer_seconds,
-        streamed_expert_seconds=kernels.costs.streamed_expert_seconds,
-        missed_layer_seconds=kernels.costs.missed_layer_seconds,
-        row_seconds=kernels.costs.row_seconds,
-        attention_bytes_per_second=kernels.costs.attention_bytes_per_second,
+        **asdict(kernels.costs),
         reads=reads.points,
         misses=misses,
         kernels=kernels.kernels,

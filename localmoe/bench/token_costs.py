@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from localmoe.bench.small_models import Measured, Run, SmallModel, attentive, bare, narrow, thin
+from localmoe.planning.figures import TokenCosts
 from localmoe.synthetic.config import Config
 
 TYPE = "Q8_0"
@@ -21,36 +22,13 @@ _TIMES = 2
 """Each is measured so often, and the quicker time counts: what disturbs only makes slower."""
 
 
-@dataclass(frozen=True)
-class TokenCosts:
-    """Terms of a token's time. None: not measured, and part of the others."""
-
-    layer_seconds: float | None = None
-    streamed_layer_seconds: float | None = None
-    """More for a layer whose experts are streamed, all of them found."""
-    streamed_expert_seconds: float | None = None
-    """And for each expert that it uses."""
-    missed_layer_seconds: float | None = None
-    """More again where some are missing, beside waiting for them."""
-    row_seconds: float | None = None
-    """Of a row of a matrix, all cores together."""
-    attention_bytes_per_second: float | None = None
-    """Keys and values, as each query head goes through them."""
-
-    def beside(self, measured: Measured) -> float:
-        """Return what a token took beside the bytes of its weights; half of its time at most.
-
-        The other half at least is its products: more is noise of the models measured here.
-        """
-        return min(self.estimated(measured), measured.token_seconds / 2)
-
-    def estimated(self, measured: Measured) -> float:
-        """Return what a token takes beside the bytes of its weights."""
-        found = measured.work.layers * (self.layer_seconds or 0.0)
-        found += measured.rows * (self.row_seconds or 0.0)
-        if self.attention_bytes_per_second:
-            found += measured.model.attention_nbytes / self.attention_bytes_per_second
-        return found
+def beside(costs: TokenCosts, measured: Measured) -> float:
+    """Return what a model's token takes beside the bytes of its weights."""
+    found = measured.work.layers * (costs.layer_seconds or 0.0)
+    found += measured.rows * (costs.row_seconds or 0.0)
+    if costs.attention_bytes_per_second:
+        found += measured.model.attention_nbytes / costs.attention_bytes_per_second
+    return found
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import os
 import platform
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,28 @@ class Kernel:
 
 
 @dataclass(frozen=True)
-class Figures:
+class TokenCosts:
+    """What a token takes beside the bytes of its weights.
+
+    What was not measured is None, and part of the others.
+    """
+
+    layer_seconds: float | None = None
+    """Of a layer, beside what the others say."""
+    streamed_layer_seconds: float | None = None
+    """More where its experts are streamed, and all of them are found."""
+    streamed_expert_seconds: float | None = None
+    """And for each expert that it uses."""
+    missed_layer_seconds: float | None = None
+    """More again where some are missing, beside waiting for them."""
+    row_seconds: float | None = None
+    """Of a row of a matrix, all cores together."""
+    attention_bytes_per_second: float | None = None
+    """Keys and values that a token goes through, each query head for itself."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figures(TokenCosts):
     """A machine as it was measured. What was not measured is None or missing."""
 
     cpu: str
@@ -53,18 +74,6 @@ class Figures:
     """All cores together, reading only."""
     core_memory_bytes_per_second: float | None = None
     """One core alone."""
-    layer_seconds: float | None = None
-    """What a layer of a token takes beside what the others say."""
-    streamed_layer_seconds: float | None = None
-    """What it takes more where its experts are streamed, and all of them are found."""
-    streamed_expert_seconds: float | None = None
-    """And for each expert that it uses."""
-    missed_layer_seconds: float | None = None
-    """And more where some are missing, beside waiting for them."""
-    row_seconds: float | None = None
-    """What a row of a matrix takes beside its bytes, all cores together."""
-    attention_bytes_per_second: float | None = None
-    """Keys and values that a token goes through, each query head for itself."""
     reads: tuple[ReadPoint, ...] = ()
     misses: tuple[ReadPoint, ...] = ()
     """Experts by the size of a part, and how many are read at once."""
@@ -170,8 +179,7 @@ def _checked(values: Any) -> Figures:
         name: None if values.get(name) is None else _rate(values[name])
         for name in (
             *("memory_bytes_per_second", "core_memory_bytes_per_second"),
-            *("layer_seconds", "streamed_layer_seconds", "streamed_expert_seconds"),
-            *("missed_layer_seconds", "row_seconds", "attention_bytes_per_second"),
+            *(each.name for each in fields(TokenCosts)),
         )
     }
     return Figures(

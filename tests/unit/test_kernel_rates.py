@@ -17,7 +17,7 @@ from localmoe.bench.kernel_rates import KernelRequest, measure_kernels
 from localmoe.bench.process import run_child
 from localmoe.bench.request import DecodeRequest
 from localmoe.bench.spread import is_doubtful
-from localmoe.bench.token_costs import TokenCosts
+from localmoe.planning.figures import TokenCosts
 
 _DIES = "import os, signal; os.kill(os.getpid(), signal.SIGILL)"
 FEW = KernelRequest(experts=8, tokens=4, prompt_tokens=8, types=("Q4_K", "Q8_0"))

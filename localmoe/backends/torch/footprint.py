@@ -58,7 +58,7 @@ def footprints(
 
 def _kv_bytes(cache: DynamicCache) -> int:
     """Return what a cache takes; what grows by copying is there twice for a moment, by layers."""
-    sizes = [sum(map(_nbytes, _tensors(vars(layer)))) for layer in cache.layers]
+    sizes = [sum(tensor.nbytes for tensor in _tensors(vars(layer))) for layer in cache.layers]
     copied = [
         size
         for layer, size in zip(cache.layers, sizes, strict=True)
@@ -75,15 +75,11 @@ def _tensors(values: dict[Any, Any]) -> Iterator[Tensor]:
             yield from _tensors(value)
 
 
-def _nbytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
-
-
 def _peak_bytes(model: PreTrainedModel, cache: DynamicCache, tokens: int) -> int:
     """Return what a step takes beside the cache that it leaves, which is counted by itself."""
     held = [tensor for layer in cache.layers for tensor in _tensors(vars(layer))]
     with _Peak(held) as peak:
-        before = sum(map(_nbytes, held))
+        before = sum(tensor.nbytes for tensor in held)
         del held
         _step(model, cache, tokens)
     beside = before + peak.most_bytes - _kv_bytes(cache)
