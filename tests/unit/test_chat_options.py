@@ -186,7 +186,16 @@ def test_the_engine_keeps_as_many_reads_under_way_as_was_measured_to_be_best(
     points = tuple(
         ReadPoint(1 << 20, depth, rate) for depth, rate in ((2, 1e9), (8, 3e9), (16, 3e9))
     )
-    figures = Figures("cpu", 2, 1 << 30, "2026-01-01T00:00:00", "1", "/", True, reads=points)
+    figures = Figures(
+        cpu="cpu",
+        cores=2,
+        memory_bytes=1 << 30,
+        measured_at="2026-01-01T00:00:00",
+        version="1",
+        drive="/",
+        is_direct=True,
+        reads=points,
+    )
     path = figures_path(tmp_path / "figures", model)
     figures.write(path)
     assert read_workers(model) == 8
